@@ -55,7 +55,9 @@ pub enum Error {
     #[error("{0}")]
     Refused(String),
     /// An earlier write or sync failed: nothing more is acknowledged until the volume is reopened.
-    #[error("the engine stopped after a failure ({0}); nothing after it was acknowledged: mend the cause, then remount")]
+    #[error(
+        "the engine stopped after a failure ({0}); nothing after it was acknowledged: mend the cause, then remount"
+    )]
     Poisoned(String),
     /// The local disk or the budget for unsent data is full.
     #[error("no space left in {}: free some, or wait until uploads have drained", path.display())]
@@ -67,18 +69,36 @@ pub enum Error {
 
 impl Error {
     /// For `map_err` at a system call: `.map_err(Error::io("open", &path))`.
-    pub fn io<'a>(op: &'static str, path: impl AsRef<Path> + 'a) -> impl FnOnce(io::Error) -> Error + 'a {
-        move |source| Error::Io { op, path: path.as_ref().to_owned(), source }
+    pub fn io<'a>(
+        op: &'static str,
+        path: impl AsRef<Path> + 'a,
+    ) -> impl FnOnce(io::Error) -> Error + 'a {
+        move |source| Error::Io {
+            op,
+            path: path.as_ref().to_owned(),
+            source,
+        }
     }
 
     /// The same for a call through `nix`.
-    pub fn nix<'a>(op: &'static str, path: impl AsRef<Path> + 'a) -> impl FnOnce(Errno) -> Error + 'a {
-        move |errno| Error::Io { op, path: path.as_ref().to_owned(), source: errno.into() }
+    pub fn nix<'a>(
+        op: &'static str,
+        path: impl AsRef<Path> + 'a,
+    ) -> impl FnOnce(Errno) -> Error + 'a {
+        move |errno| Error::Io {
+            op,
+            path: path.as_ref().to_owned(),
+            source: errno.into(),
+        }
     }
 
     /// Damage in `object`.
     pub fn corrupt(object: impl Into<String>, offset: u64, reason: impl Into<String>) -> Error {
-        Error::Corrupt { object: object.into(), offset, reason: reason.into() }
+        Error::Corrupt {
+            object: object.into(),
+            offset,
+            reason: reason.into(),
+        }
     }
 
     /// The error and its causes on one line.

@@ -241,7 +241,10 @@ mod tests {
     #[test]
     fn a_pack_name_parses_back_and_rejects_what_is_not_its_own_form() {
         let id = PackId::new(SessionId([0xab; 8]), 258);
-        assert_eq!(id.object_name(), "items/02/abababababababab0000000000000102.pack");
+        assert_eq!(
+            id.object_name(),
+            "items/02/abababababababab0000000000000102.pack"
+        );
         assert_eq!(PackId::parse(&id.to_string()), Some(id));
         assert_eq!(PackId::parse(&id.to_string().to_uppercase()), None);
         assert_eq!(PackId::parse("ab"), None);

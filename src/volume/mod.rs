@@ -1,0 +1,2 @@
+//! The engine's one door.
+pub mod tree;
