@@ -1,1 +1,6 @@
-//! format
+//! Bytes to values and back. No I/O and no locks here, so that everything can be fuzzed.
+
+pub mod frame;
+pub mod inode;
+pub mod keys;
+pub mod wire;

@@ -1,1 +1,3 @@
-//! meta
+//! Local metadata: the overlay that operations see, the index below it, and views over segments.
+
+pub mod overlay;

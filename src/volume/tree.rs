@@ -7,29 +7,11 @@ use bytes::Bytes;
 use nix::errno::Errno;
 
 use crate::error::{Error, Result};
+pub use crate::types::FileKind;
 use crate::types::{Ino, Timestamp};
 
 /// Permission bits of a mode, with set-uid, set-gid and sticky.
 pub const MODE_BITS: u16 = 0o7777;
-
-/// What an inode is.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum FileKind {
-    /// A regular file.
-    File,
-    /// A directory.
-    Dir,
-    /// A symbolic link.
-    Symlink,
-    /// A named pipe.
-    Fifo,
-    /// A socket's name.
-    Socket,
-    /// A character device.
-    CharDevice,
-    /// A block device.
-    BlockDevice,
-}
 
 /// What `stat` tells of an inode.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
