@@ -21,6 +21,10 @@ pub struct PackId(pub [u8; 16]);
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SessionId(pub [u8; 8]);
 
+/// A random identity: of a volume, of an account.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Uuid(pub [u8; 16]);
+
 /// A numbered, consistent moment of the whole volume. Epoch 0 is the empty volume.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
 #[serde(transparent)]
@@ -154,6 +158,13 @@ impl SessionId {
     }
 }
 
+impl Uuid {
+    /// Parses 32 lower-case hex digits.
+    pub fn parse(text: &str) -> Option<Uuid> {
+        parse_hex(text).map(Uuid)
+    }
+}
+
 impl Epoch {
     /// The one after.
     pub fn next(self) -> Epoch {
@@ -201,7 +212,7 @@ macro_rules! hex_display {
         }
     )*};
 }
-hex_display!(BlobHash, PackId, SessionId);
+hex_display!(BlobHash, PackId, SessionId, Uuid);
 
 macro_rules! number_display {
     ($($name:ident),*) => {$(

@@ -73,13 +73,23 @@ pub fn decode_file_header(block: &[u8]) -> Option<FileHeader> {
     if reader.array::<8>()? != FILE_MAGIC {
         return None;
     }
-    let header = FileHeader { volume: reader.array()?, session: SessionId(reader.array()?), epoch: Epoch(reader.u64()?) };
+    let header = FileHeader {
+        volume: reader.array()?,
+        session: SessionId(reader.array()?),
+        epoch: Epoch(reader.u64()?),
+    };
     let crc = crc32c::crc32c(block.get(..40)?);
     (reader.u32()? == crc).then_some(header)
 }
 
 /// Encodes a frame, padded to whole blocks.
-pub fn encode(lsn: Lsn, epoch: Epoch, session: SessionId, packs: &[PackExtent], changes: &Changes) -> Vec<u8> {
+pub fn encode(
+    lsn: Lsn,
+    epoch: Epoch,
+    session: SessionId,
+    packs: &[PackExtent],
+    changes: &Changes,
+) -> Vec<u8> {
     let mut out = vec![0; HEADER_LEN];
     wire::put_varint(&mut out, packs.len() as u64);
     for synced in packs {
@@ -132,7 +142,13 @@ pub fn decode_header(bytes: &[u8]) -> Option<FrameHeader> {
     if body_len > BODY_LEN_MAX {
         return None;
     }
-    Some(FrameHeader { lsn, epoch, session, body_len: u32::try_from(body_len).ok()?, body_crc })
+    Some(FrameHeader {
+        lsn,
+        epoch,
+        session,
+        body_len: u32::try_from(body_len).ok()?,
+        body_crc,
+    })
 }
 
 /// Decodes a frame's body; `None` when it is not what the header says.
@@ -143,14 +159,19 @@ pub fn decode_body(header: &FrameHeader, body: &[u8]) -> Option<(Vec<PackExtent>
     let mut reader = Reader::new(body);
     let mut packs = Vec::new();
     for _ in 0..reader.varint()? {
-        packs.push(PackExtent { pack: PackId(reader.array()?), len: reader.u32()? });
+        packs.push(PackExtent {
+            pack: PackId(reader.array()?),
+            len: reader.u32()?,
+        });
     }
     let mut changes = Changes::new();
     for _ in 0..reader.varint()? {
         let key = Key::from_bytes(reader.prefixed()?);
         let value = match reader.varint()? {
             0 => None,
-            len => Some(Bytes::copy_from_slice(reader.bytes(usize::try_from(len - 1).ok()?)?)),
+            len => Some(Bytes::copy_from_slice(
+                reader.bytes(usize::try_from(len - 1).ok()?)?,
+            )),
         };
         changes.insert(key, value);
     }
@@ -163,7 +184,10 @@ mod tests {
     use proptest::prelude::*;
 
     fn sample() -> (Vec<PackExtent>, Changes) {
-        let packs = vec![PackExtent { pack: PackId([3; 16]), len: 8192 }];
+        let packs = vec![PackExtent {
+            pack: PackId([3; 16]),
+            len: 8192,
+        }];
         let mut changes = Changes::new();
         changes.insert(Key::from_bytes(b"a"), Some(Bytes::from("value")));
         changes.insert(Key::from_bytes(b"b"), None);
@@ -177,7 +201,10 @@ mod tests {
         let bytes = encode(Lsn(7), Epoch(3), SessionId([9; 8]), &packs, &changes);
         assert_eq!(bytes.len(), BLOCK_LEN);
         let header = decode_header(&bytes).unwrap();
-        assert_eq!((header.lsn, header.epoch, header.session), (Lsn(7), Epoch(3), SessionId([9; 8])));
+        assert_eq!(
+            (header.lsn, header.epoch, header.session),
+            (Lsn(7), Epoch(3), SessionId([9; 8]))
+        );
         let body = &bytes[HEADER_LEN..HEADER_LEN + header.body_len as usize];
         assert_eq!(decode_body(&header, body), Some((packs, changes)));
     }
@@ -190,8 +217,12 @@ mod tests {
         for bit in 0..len * 8 {
             let mut damaged = bytes.clone();
             damaged[bit / 8] ^= 1 << (bit % 8);
-            let whole = decode_header(&damaged)
-                .and_then(|header| decode_body(&header, &damaged[HEADER_LEN..HEADER_LEN + header.body_len as usize]));
+            let whole = decode_header(&damaged).and_then(|header| {
+                decode_body(
+                    &header,
+                    &damaged[HEADER_LEN..HEADER_LEN + header.body_len as usize],
+                )
+            });
             assert_eq!(whole, None, "bit {bit}");
         }
     }

@@ -83,7 +83,12 @@ impl Extent {
         debug_assert!(self.start <= start && start < end && end <= self.end());
         let skipped = u32::try_from(start - self.start).unwrap_or(u32::MAX);
         let len = u32::try_from(end - start).unwrap_or(u32::MAX);
-        Extent { start, len, blob_offset: self.blob_offset + skipped, ..*self }
+        Extent {
+            start,
+            len,
+            blob_offset: self.blob_offset + skipped,
+            ..*self
+        }
     }
 }
 
@@ -184,7 +189,13 @@ fn take_extents(reader: &mut Reader<'_>) -> Option<Vec<Extent>> {
         if !inside_blob {
             return None;
         }
-        extents.push(Extent { start, len, blob, blob_offset, location });
+        extents.push(Extent {
+            start,
+            len,
+            blob,
+            blob_offset,
+            location,
+        });
     }
     Some(extents)
 }
@@ -268,12 +279,26 @@ mod tests {
     use proptest::prelude::*;
 
     fn extent(start: u64, len: u32) -> Extent {
-        let location = BlobLocation { pack: PackId::new(SessionId([1; 8]), 2), offset: 4096, stored_len: 50, plain_len: len };
-        Extent { start, len, blob: BlobHash([7; 32]), blob_offset: 0, location }
+        let location = BlobLocation {
+            pack: PackId::new(SessionId([1; 8]), 2),
+            offset: 4096,
+            stored_len: 50,
+            plain_len: len,
+        };
+        Extent {
+            start,
+            len,
+            blob: BlobHash([7; 32]),
+            blob_offset: 0,
+            location,
+        }
     }
 
     fn file(extents: Vec<Extent>) -> Inode {
-        let time = Timestamp { secs: -5, nanos: 17 };
+        let time = Timestamp {
+            secs: -5,
+            nanos: 17,
+        };
         Inode {
             kind: FileKind::File,
             mode: 0o4755,
@@ -297,15 +322,26 @@ mod tests {
     fn an_inode_and_its_extents_come_back_as_written() {
         let inode = file(vec![extent(0, 10), extent(10, 5), extent(1 << 33, 1)]);
         assert_eq!(Inode::decode(&inode.encode()), Some(inode));
-        let dir = Inode { kind: FileKind::Dir, parent: Some(Ino::ROOT), ..file(vec![]) };
+        let dir = Inode {
+            kind: FileKind::Dir,
+            parent: Some(Ino::ROOT),
+            ..file(vec![])
+        };
         assert_eq!(Inode::decode(&dir.encode()), Some(dir));
-        let link = Inode { kind: FileKind::Symlink, target: b"../x".to_vec(), ..file(vec![]) };
+        let link = Inode {
+            kind: FileKind::Symlink,
+            target: b"../x".to_vec(),
+            ..file(vec![])
+        };
         assert_eq!(Inode::decode(&link.encode()), Some(link));
     }
 
     #[test]
     fn an_extent_that_leaves_its_blob_is_refused() {
-        let outside = Extent { blob_offset: 1, ..extent(0, 10) };
+        let outside = Extent {
+            blob_offset: 1,
+            ..extent(0, 10)
+        };
         assert_eq!(decode_extents(&encode_extents(&[outside])), None);
     }
 

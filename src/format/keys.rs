@@ -160,7 +160,9 @@ pub fn epochs_end() -> Key {
 
 /// The number in an [`epoch`] key.
 pub fn epoch_of(key: &[u8]) -> Option<Epoch> {
-    Some(Epoch(u64::from_be_bytes(*key.get(4..)?.first_chunk::<8>()?)))
+    Some(Epoch(u64::from_be_bytes(
+        *key.get(4..)?.first_chunk::<8>()?,
+    )))
 }
 
 /// [`Kind::Orphan`].

@@ -129,10 +129,17 @@ mod tests {
             let mut out = Vec::new();
             put_varint(&mut out, value);
             assert_eq!(Reader::new(&out).varint(), Some(value));
-            assert_eq!(Reader::new(&out[..out.len() - 1]).varint(), None, "a cut varint is nothing");
+            assert_eq!(
+                Reader::new(&out[..out.len() - 1]).varint(),
+                None,
+                "a cut varint is nothing"
+            );
         }
         for secs in [0, -1, 1, i64::MIN, i64::MAX] {
-            let time = Timestamp { secs, nanos: 999_999_999 };
+            let time = Timestamp {
+                secs,
+                nanos: 999_999_999,
+            };
             let mut out = Vec::new();
             put_timestamp(&mut out, time);
             assert_eq!(Reader::new(&out).timestamp(), Some(time));

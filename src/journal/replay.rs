@@ -48,12 +48,17 @@ pub(super) fn files(dir: &Path) -> Result<Vec<(PathBuf, Epoch)>> {
         }
     }
     files.sort();
-    Ok(files.into_iter().map(|(epoch, _, path)| (path, epoch)).collect())
+    Ok(files
+        .into_iter()
+        .map(|(epoch, _, path)| (path, epoch))
+        .collect())
 }
 
 /// Makes the names in `dir` durable.
 pub(super) fn sync_dir(dir: &Path) -> Result<()> {
-    File::open(dir).and_then(|dir| dir.sync_all()).map_err(Error::io("sync", dir))
+    File::open(dir)
+        .and_then(|dir| dir.sync_all())
+        .map_err(Error::io("sync", dir))
 }
 
 /// Reads every frame of the journal in `dir` that is newer than `through`, the last epoch that the
@@ -70,22 +75,38 @@ pub fn replay(dir: &Path, volume: [u8; 16], through: Epoch) -> Result<Replay> {
     Ok(replay)
 }
 
-fn replay_file(path: &Path, epoch: Epoch, volume: [u8; 16], is_last: bool, replay: &mut Replay) -> Result<()> {
+fn replay_file(
+    path: &Path,
+    epoch: Epoch,
+    volume: [u8; 16],
+    is_last: bool,
+    replay: &mut Replay,
+) -> Result<()> {
     let object = path.display().to_string();
     let file = File::open(path).map_err(Error::io("open", path))?;
     let len = file.metadata().map_err(Error::io("stat", path))?.len();
     let mut head = vec![0; BLOCK_LEN];
-    let header = read_up_to(&file, path, &mut head, 0)?.then(|| frame::decode_file_header(&head)).flatten();
+    let header = read_up_to(&file, path, &mut head, 0)?
+        .then(|| frame::decode_file_header(&head))
+        .flatten();
     let Some(header) = header else {
         // Its first block is synced before its first frame is written: without a header, no frame.
         let frame = next_whole_frame(&file, path, BLOCK_LEN as u64, len)?;
         return match frame {
             None if is_last => Ok(()),
-            _ => Err(damaged(&object, 0, "the file's header is not readable, but frames follow")),
+            _ => Err(damaged(
+                &object,
+                0,
+                "the file's header is not readable, but frames follow",
+            )),
         };
     };
     if header.volume != volume || header.epoch != epoch {
-        return Err(damaged(&object, 0, "the file belongs to another volume or epoch"));
+        return Err(damaged(
+            &object,
+            0,
+            "the file belongs to another volume or epoch",
+        ));
     }
     let mut changes = Changes::new();
     let mut offset = BLOCK_LEN as u64;
@@ -154,7 +175,9 @@ fn read_frame(file: &File, path: &Path, offset: u64, len: u64) -> Result<Option<
     if !read_up_to(file, path, &mut head, offset)? {
         return Ok(None);
     }
-    let Some(header) = frame::decode_header(&head) else { return Ok(None) };
+    let Some(header) = frame::decode_header(&head) else {
+        return Ok(None);
+    };
     let body_start = offset + HEADER_LEN as u64;
     if u64::from(header.body_len) > len.saturating_sub(body_start) {
         return Ok(None);
@@ -208,18 +231,31 @@ mod tests {
     fn written(dir: &Path, frames: &[(u64, u8)]) -> JournalWriter {
         let mut journal = JournalWriter::new(dir, VOLUME, SessionId([1; 8]), Lsn(1));
         for (epoch, n) in frames {
-            let pack = PackExtent { pack: PackId([5; 16]), len: u32::from(*n) };
+            let pack = PackExtent {
+                pack: PackId([5; 16]),
+                len: u32::from(*n),
+            };
             journal.append(Epoch(*epoch), &[pack], &change(*n)).unwrap();
         }
         journal
     }
 
     fn file_of(dir: &Path, epoch: u64) -> PathBuf {
-        files(dir).unwrap().into_iter().find(|(_, of)| *of == Epoch(epoch)).unwrap().0
+        files(dir)
+            .unwrap()
+            .into_iter()
+            .find(|(_, of)| *of == Epoch(epoch))
+            .unwrap()
+            .0
     }
 
     fn overwrite(path: &Path, offset: u64, bytes: &[u8]) {
-        std::fs::OpenOptions::new().write(true).open(path).unwrap().write_all_at(bytes, offset).unwrap();
+        std::fs::OpenOptions::new()
+            .write(true)
+            .open(path)
+            .unwrap()
+            .write_all_at(bytes, offset)
+            .unwrap();
     }
 
     #[test]
@@ -228,8 +264,18 @@ mod tests {
         written(dir.path(), &[(1, 1), (1, 2), (2, 3)]);
         let replay = replay(dir.path(), VOLUME, Epoch(0)).unwrap();
         assert_eq!(replay.last_lsn, Lsn(3));
-        assert_eq!(replay.packs, [PackExtent { pack: PackId([5; 16]), len: 3 }]);
-        let epochs: Vec<_> = replay.epochs.iter().map(|e| (e.epoch, e.changes.len())).collect();
+        assert_eq!(
+            replay.packs,
+            [PackExtent {
+                pack: PackId([5; 16]),
+                len: 3
+            }]
+        );
+        let epochs: Vec<_> = replay
+            .epochs
+            .iter()
+            .map(|e| (e.epoch, e.changes.len()))
+            .collect();
         assert_eq!(epochs, [(Epoch(1), 2), (Epoch(2), 1)]);
     }
 
@@ -248,7 +294,11 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         written(dir.path(), &[(1, 1), (1, 2)]);
         let second = 2 * BLOCK_LEN as u64;
-        overwrite(&file_of(dir.path(), 1), second + HEADER_LEN as u64 + 3, b"torn");
+        overwrite(
+            &file_of(dir.path(), 1),
+            second + HEADER_LEN as u64 + 3,
+            b"torn",
+        );
         let replay = replay(dir.path(), VOLUME, Epoch(0)).unwrap();
         assert_eq!((replay.frames, replay.torn_bytes), (1, BLOCK_LEN as u64));
     }
@@ -260,7 +310,9 @@ mod tests {
         let path = file_of(dir.path(), 1);
         overwrite(&path, 2 * BLOCK_LEN as u64, b"flip");
         let error = replay(dir.path(), VOLUME, Epoch(0)).unwrap_err();
-        assert!(matches!(&error, Error::Corrupt { object, offset: 8192, .. } if *object == path.display().to_string()));
+        assert!(
+            matches!(&error, Error::Corrupt { object, offset: 8192, .. } if *object == path.display().to_string())
+        );
     }
 
     #[test]
@@ -268,7 +320,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         written(dir.path(), &[(1, 1), (1, 2), (2, 3)]);
         overwrite(&file_of(dir.path(), 1), 2 * BLOCK_LEN as u64, b"flip");
-        assert!(matches!(replay(dir.path(), VOLUME, Epoch(0)), Err(Error::Corrupt { .. })));
+        assert!(matches!(
+            replay(dir.path(), VOLUME, Epoch(0)),
+            Err(Error::Corrupt { .. })
+        ));
     }
 
     #[test]
@@ -277,7 +332,12 @@ mod tests {
         written(dir.path(), &[(1, 1), (1, 2)]);
         let path = file_of(dir.path(), 1);
         for len in (0..=4 * BLOCK_LEN as u64).rev().step_by(517) {
-            std::fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(len).unwrap();
+            std::fs::OpenOptions::new()
+                .write(true)
+                .open(&path)
+                .unwrap()
+                .set_len(len)
+                .unwrap();
             if let Ok(replay) = replay(dir.path(), VOLUME, Epoch(0)) {
                 assert!(replay.frames <= 2);
             }

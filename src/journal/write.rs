@@ -38,7 +38,14 @@ struct OpenFile {
 impl JournalWriter {
     /// Appends to the journal in `dir`; the next frame is `next_lsn`.
     pub fn new(dir: &Path, volume: [u8; 16], session: SessionId, next_lsn: Lsn) -> JournalWriter {
-        JournalWriter { dir: dir.to_owned(), volume, session, next_lsn, open: None, failure: None }
+        JournalWriter {
+            dir: dir.to_owned(),
+            volume,
+            session,
+            next_lsn,
+            open: None,
+            failure: None,
+        }
     }
 
     /// The number of the next frame.
@@ -47,7 +54,12 @@ impl JournalWriter {
     }
 
     /// Writes and syncs one commit. When it returns `Ok`, the frame survives a power cut.
-    pub fn append(&mut self, epoch: Epoch, packs: &[frame::PackExtent], changes: &crate::format::keys::Changes) -> Result<Lsn> {
+    pub fn append(
+        &mut self,
+        epoch: Epoch,
+        packs: &[frame::PackExtent],
+        changes: &crate::format::keys::Changes,
+    ) -> Result<Lsn> {
         if let Some(failure) = &self.failure {
             return Err(Error::Poisoned(failure.clone()));
         }
@@ -70,8 +82,12 @@ impl JournalWriter {
     fn write(&mut self, epoch: Epoch, bytes: &[u8]) -> Result<()> {
         let file = self.file_of(epoch)?;
         file.allocate(bytes.len() as u64)?;
-        file.file.write_all_at(bytes, file.len).map_err(Error::io("write", &file.path))?;
-        file.file.sync_data().map_err(Error::io("sync", &file.path))?;
+        file.file
+            .write_all_at(bytes, file.len)
+            .map_err(Error::io("write", &file.path))?;
+        file.file
+            .sync_data()
+            .map_err(Error::io("sync", &file.path))?;
         file.len += bytes.len() as u64;
         Ok(())
     }
@@ -87,9 +103,23 @@ impl JournalWriter {
 
     fn create(&self, epoch: Epoch) -> Result<OpenFile> {
         let path = self.dir.join(file_name(epoch, self.session));
-        let file = OpenOptions::new().write(true).create_new(true).open(&path).map_err(Error::io("create", &path))?;
-        let mut open = OpenFile { path, file, epoch, len: 0, allocated: 0 };
-        let header = FileHeader { volume: self.volume, session: self.session, epoch };
+        let file = OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .open(&path)
+            .map_err(Error::io("create", &path))?;
+        let mut open = OpenFile {
+            path,
+            file,
+            epoch,
+            len: 0,
+            allocated: 0,
+        };
+        let header = FileHeader {
+            volume: self.volume,
+            session: self.session,
+            epoch,
+        };
         let written = open.allocate(BLOCK_LEN as u64).and_then(|()| {
             open.file
                 .write_all_at(&frame::encode_file_header(&header), 0)
@@ -101,7 +131,9 @@ impl JournalWriter {
             return Err(error);
         }
         open.len = BLOCK_LEN as u64;
-        open.file.sync_all().map_err(Error::io("sync", &open.path))?;
+        open.file
+            .sync_all()
+            .map_err(Error::io("sync", &open.path))?;
         replay::sync_dir(&self.dir)?;
         Ok(open)
     }
@@ -134,9 +166,9 @@ impl OpenFile {
                 self.allocated += step;
                 Ok(())
             }
-            Err(nix::errno::Errno::ENOSPC | nix::errno::Errno::EDQUOT) => {
-                Err(Error::NoSpace { path: self.path.parent().unwrap_or(&self.path).to_owned() })
-            }
+            Err(nix::errno::Errno::ENOSPC | nix::errno::Errno::EDQUOT) => Err(Error::NoSpace {
+                path: self.path.parent().unwrap_or(&self.path).to_owned(),
+            }),
             Err(errno) => Err(Error::nix("allocate", &self.path)(errno)),
         }
     }

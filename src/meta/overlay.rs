@@ -107,13 +107,23 @@ impl Layers {
     }
 
     fn get(&self, pending: Option<&Changes>, key: &[u8]) -> Result<Option<Bytes>> {
-        match pending.into_iter().chain(self.changes()).find_map(|changes| changes.get(key)) {
+        match pending
+            .into_iter()
+            .chain(self.changes())
+            .find_map(|changes| changes.get(key))
+        {
             Some(known) => Ok(known.clone()),
             None => self.base.get(key),
         }
     }
 
-    fn range(&self, pending: Option<&Changes>, from: &[u8], to: &[u8], count_max: usize) -> Result<Vec<(Bytes, Bytes)>> {
+    fn range(
+        &self,
+        pending: Option<&Changes>,
+        from: &[u8],
+        to: &[u8],
+        count_max: usize,
+    ) -> Result<Vec<(Bytes, Bytes)>> {
         let mut found = Vec::new();
         if from >= to {
             return Ok(found);
@@ -127,7 +137,9 @@ impl Layers {
             .collect();
         let mut base = BaseEntries::new(self.base.as_ref(), from, to, count_max.min(BASE_STEP));
         while found.len() < count_max {
-            let Some(entry) = next_entry(&mut layers, &mut base)? else { break };
+            let Some(entry) = next_entry(&mut layers, &mut base)? else {
+                break;
+            };
             if let (key, Some(value)) = entry {
                 found.push((key, value));
             }
@@ -139,8 +151,14 @@ impl Layers {
 type LayerEntries<'a> = Peekable<std::collections::btree_map::Range<'a, Key, Option<Bytes>>>;
 
 /// The entry with the least key, as the newest layer that has it says; older ones are passed over.
-fn next_entry(layers: &mut [LayerEntries<'_>], base: &mut BaseEntries<'_>) -> Result<Option<(Bytes, Option<Bytes>)>> {
-    let least = layers.iter_mut().filter_map(|layer| layer.peek().map(|(key, _)| &***key)).min();
+fn next_entry(
+    layers: &mut [LayerEntries<'_>],
+    base: &mut BaseEntries<'_>,
+) -> Result<Option<(Bytes, Option<Bytes>)>> {
+    let least = layers
+        .iter_mut()
+        .filter_map(|layer| layer.peek().map(|(key, _)| &***key))
+        .min();
     let Some(least) = least else {
         return Ok(base.next()?.map(|(key, value)| (key, Some(value))));
     };
@@ -173,7 +191,14 @@ struct BaseEntries<'a> {
 
 impl<'a> BaseEntries<'a> {
     fn new(base: &'a dyn Base, from: &[u8], to: &'a [u8], step: usize) -> BaseEntries<'a> {
-        BaseEntries { base, step: step.max(1), ready: VecDeque::new(), from: from.to_vec(), to, is_done: false }
+        BaseEntries {
+            base,
+            step: step.max(1),
+            ready: VecDeque::new(),
+            from: from.to_vec(),
+            to,
+            is_done: false,
+        }
     }
 
     fn fill(&mut self) -> Result<()> {
@@ -202,9 +227,16 @@ impl<'a> BaseEntries<'a> {
 impl Overlay {
     /// Over `base`, with the changes of closed epochs that the base does not have, oldest first.
     pub fn new(base: Arc<dyn Base>, closing: Vec<Arc<Changes>>) -> Overlay {
-        let layers =
-            Layers { active: Layer::default(), committing: None, epoch: Layer::default(), closing: closing.into(), base };
-        Overlay { layers: RwLock::new(layers) }
+        let layers = Layers {
+            active: Layer::default(),
+            committing: None,
+            epoch: Layer::default(),
+            closing: closing.into(),
+            base,
+        };
+        Overlay {
+            layers: RwLock::new(layers),
+        }
     }
 
     fn read_layers(&self) -> RwLockReadGuard<'_, Layers> {
@@ -218,14 +250,25 @@ impl Overlay {
 
     /// A consistent look at everything.
     pub fn read(&self) -> Reading<'_> {
-        Reading { layers: self.read_layers() }
+        Reading {
+            layers: self.read_layers(),
+        }
     }
 
     /// Runs an operation: its changes take effect together when it returns `Ok`, else none does.
-    pub fn transact<T>(&self, operation: impl FnOnce(&mut Transaction<'_>) -> Result<T>) -> Result<T> {
-        let mut transaction = Transaction { layers: self.write_layers(), pending: Changes::new() };
+    pub fn transact<T>(
+        &self,
+        operation: impl FnOnce(&mut Transaction<'_>) -> Result<T>,
+    ) -> Result<T> {
+        let mut transaction = Transaction {
+            layers: self.write_layers(),
+            pending: Changes::new(),
+        };
         let answer = operation(&mut transaction)?;
-        let Transaction { mut layers, pending } = transaction;
+        let Transaction {
+            mut layers,
+            pending,
+        } = transaction;
         for (key, value) in pending {
             layers.active.insert(key, value);
         }
@@ -250,7 +293,9 @@ impl Overlay {
     pub fn committed(&self, frozen: Arc<Changes>) {
         drop(frozen);
         let mut layers = self.write_layers();
-        let Some(changes) = layers.committing.take() else { return };
+        let Some(changes) = layers.committing.take() else {
+            return;
+        };
         let changes = Arc::try_unwrap(changes).unwrap_or_else(|shared| (*shared).clone());
         for (key, value) in changes {
             layers.epoch.insert(key, value);
@@ -281,7 +326,11 @@ impl Overlay {
     /// How much the layers hold.
     pub fn len(&self) -> OverlayLen {
         let layers = self.read_layers();
-        OverlayLen { active: layers.active.len_bytes, epoch: layers.epoch.len_bytes, closing: layers.closing.len() }
+        OverlayLen {
+            active: layers.active.len_bytes,
+            epoch: layers.epoch.len_bytes,
+            closing: layers.closing.len(),
+        }
     }
 
     /// Whether nothing waits for a commit.
@@ -336,9 +385,9 @@ impl Transaction<'_> {
 mod tests {
     use super::*;
     use crate::error::Error;
-    use std::collections::BTreeMap;
     use nix::errno::Errno;
     use proptest::prelude::*;
+    use std::collections::BTreeMap;
 
     #[derive(Debug, Default)]
     struct MapBase(BTreeMap<Vec<u8>, Bytes>);
@@ -350,7 +399,10 @@ mod tests {
         fn range(&self, from: &[u8], to: &[u8], count_max: usize) -> Result<Vec<(Bytes, Bytes)>> {
             let bounds = (Bound::Included(from), Bound::Excluded(to));
             let entries = self.0.range::<[u8], _>(bounds);
-            Ok(entries.take(count_max).map(|(k, v)| (Bytes::copy_from_slice(k), v.clone())).collect())
+            Ok(entries
+                .take(count_max)
+                .map(|(k, v)| (Bytes::copy_from_slice(k), v.clone()))
+                .collect())
         }
     }
 
@@ -363,7 +415,11 @@ mod tests {
         let overlay = Overlay::new(Arc::new(MapBase::default()), Vec::new());
         let outcome = overlay.transact(|tx| -> Result<()> {
             tx.put(key(1), "half");
-            assert_eq!(tx.get(&[1])?, Some(Bytes::from("half")), "an operation sees its own changes");
+            assert_eq!(
+                tx.get(&[1])?,
+                Some(Bytes::from("half")),
+                "an operation sees its own changes"
+            );
             Err(Error::Posix(Errno::EEXIST))
         });
         assert!(outcome.is_err());
