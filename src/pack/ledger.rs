@@ -1,0 +1,310 @@
+//! What is known of each pack: sealed here, verified on the external volume.
+//!
+//! A log of fixed-size records beside the journal. It is a cache of what can be found out again, slowly:
+//! a lost "sealed" is found by listing the packs, a lost "uploaded" by uploading once more (which finds
+//! the object there). So a damaged record is passed over, never believed, and never an error.
+//!
+//! An upload counts for one external volume only (invariant 9): the record carries its UUID, and
+//! another volume's records are not read.
+
+use std::collections::BTreeMap;
+use std::fs::{File, OpenOptions};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use crate::error::{Error, Result};
+use crate::format::wire::Reader;
+use crate::types::{Epoch, PackId, Uuid};
+
+const FILE_NAME: &str = "packs.log";
+const RECORD_LEN: usize = 64;
+const MAGIC: [u8; 4] = *b"TFPL";
+
+/// Where a pack is in its life. Before it is sealed the ledger does not know it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum PackState {
+    /// Whole on the local disk, nowhere else.
+    Sealed,
+    /// On the external volume, its length compared, at this time (seconds since 1970).
+    Uploaded {
+        /// When.
+        verified_at: u64,
+    },
+}
+
+/// One pack.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct PackEntry {
+    /// Its length.
+    pub len: u32,
+    /// Where it is.
+    pub state: PackState,
+}
+
+/// The ledger, open.
+#[derive(Debug)]
+pub struct Ledger {
+    path: PathBuf,
+    inner: Mutex<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    file: File,
+    external: Uuid,
+    packs: BTreeMap<PackId, PackEntry>,
+    archived: Epoch,
+    unsynced: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Kind {
+    Sealed = 1,
+    Uploaded = 2,
+    Archived = 3,
+    Gone = 4,
+}
+
+struct Record {
+    kind: Kind,
+    id: [u8; 16],
+    len: u32,
+    time: u64,
+    external: Uuid,
+}
+
+impl Record {
+    fn encode(&self) -> [u8; RECORD_LEN] {
+        let mut out = Vec::with_capacity(RECORD_LEN);
+        out.extend_from_slice(&MAGIC);
+        out.extend_from_slice(&(self.kind as u32).to_le_bytes());
+        out.extend_from_slice(&self.id);
+        out.extend_from_slice(&self.len.to_le_bytes());
+        out.extend_from_slice(&self.time.to_le_bytes());
+        out.extend_from_slice(&self.external.0);
+        out.resize(RECORD_LEN - 4, 0);
+        out.extend_from_slice(&crc32c::crc32c(&out).to_le_bytes());
+        let mut record = [0; RECORD_LEN];
+        record.copy_from_slice(&out);
+        record
+    }
+
+    fn decode(bytes: &[u8]) -> Option<Record> {
+        let (covered, crc) = bytes.split_at_checked(RECORD_LEN - 4)?;
+        if Reader::new(crc).u32()? != crc32c::crc32c(covered) {
+            return None;
+        }
+        let mut reader = Reader::new(covered);
+        if reader.array::<4>()? != MAGIC {
+            return None;
+        }
+        let kind = match reader.u32()? {
+            1 => Kind::Sealed,
+            2 => Kind::Uploaded,
+            3 => Kind::Archived,
+            4 => Kind::Gone,
+            _ => return None,
+        };
+        Some(Record { kind, id: reader.array()?, len: reader.u32()?, time: reader.u64()?, external: Uuid(reader.array()?) })
+    }
+}
+
+impl Ledger {
+    /// Opens the ledger in `dir`, with the uploads that count for the volume `external`.
+    pub fn open(dir: &Path, external: Uuid) -> Result<Ledger> {
+        let path = dir.join(FILE_NAME);
+        let bytes = match std::fs::read(&path) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
+            Err(error) => return Err(Error::io("read", &path)(error)),
+        };
+        let file = OpenOptions::new().create(true).append(true).open(&path).map_err(Error::io("open", &path))?;
+        // A record is only ever appended at a multiple of its length.
+        file.set_len((bytes.len() - bytes.len() % RECORD_LEN) as u64).map_err(Error::io("truncate", &path))?;
+        let mut inner = Inner { file, external, packs: BTreeMap::new(), archived: Epoch(0), unsynced: false };
+        bytes.chunks_exact(RECORD_LEN).filter_map(Record::decode).for_each(|record| inner.note(&record));
+        Ok(Ledger { path, inner: Mutex::new(inner) })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn append(&self, record: &Record) -> Result<()> {
+        let mut inner = self.lock();
+        inner.file.write_all(&record.encode()).map_err(Error::io("write", &self.path))?;
+        inner.unsynced = true;
+        inner.note(record);
+        Ok(())
+    }
+
+    /// A pack is whole on the local disk.
+    pub fn sealed(&self, pack: PackId, len: u32) -> Result<()> {
+        self.append(&Record { kind: Kind::Sealed, id: pack.0, len, time: 0, external: Uuid([0; 16]) })
+    }
+
+    /// A pack is on the external volume.
+    pub fn uploaded(&self, pack: PackId, len: u32, verified_at: u64) -> Result<()> {
+        let external = self.lock().external;
+        self.append(&Record { kind: Kind::Uploaded, id: pack.0, len, time: verified_at, external })
+    }
+
+    /// The external volume has everything up to `epoch`.
+    pub fn archived(&self, epoch: Epoch, time: u64) -> Result<()> {
+        let external = self.lock().external;
+        let mut id = [0; 16];
+        id[..8].copy_from_slice(&epoch.0.to_le_bytes());
+        self.append(&Record { kind: Kind::Archived, id, len: 0, time, external })
+    }
+
+    /// A pack is neither here nor there any more.
+    pub fn gone(&self, pack: PackId) -> Result<()> {
+        self.append(&Record { kind: Kind::Gone, id: pack.0, len: 0, time: 0, external: Uuid([0; 16]) })
+    }
+
+    /// Makes what was noted so far survive a power cut.
+    pub fn sync(&self) -> Result<()> {
+        let mut inner = self.lock();
+        if inner.unsynced {
+            inner.file.sync_data().map_err(Error::io("sync", &self.path))?;
+            inner.unsynced = false;
+        }
+        Ok(())
+    }
+
+    /// What is known of a pack.
+    pub fn get(&self, pack: PackId) -> Option<PackEntry> {
+        self.lock().packs.get(&pack).copied()
+    }
+
+    /// The newest epoch that is complete on the external volume.
+    pub fn archived_epoch(&self) -> Epoch {
+        self.lock().archived
+    }
+
+    /// Packs that are sealed and not uploaded, oldest name first, up to `count_max`.
+    pub fn to_upload(&self, count_max: usize) -> Vec<(PackId, PackEntry)> {
+        let inner = self.lock();
+        let waiting = inner.packs.iter().filter(|(_, entry)| entry.state == PackState::Sealed);
+        waiting.take(count_max).map(|(pack, entry)| (*pack, *entry)).collect()
+    }
+
+    /// All packs.
+    pub fn all(&self) -> Vec<(PackId, PackEntry)> {
+        self.lock().packs.iter().map(|(pack, entry)| (*pack, *entry)).collect()
+    }
+
+    /// Counts and bytes of packs: not uploaded, and all.
+    pub fn totals(&self) -> Totals {
+        let inner = self.lock();
+        let mut totals = Totals::default();
+        for entry in inner.packs.values() {
+            totals.packs += 1;
+            totals.bytes += u64::from(entry.len);
+            if entry.state == PackState::Sealed {
+                totals.unsent_packs += 1;
+                totals.unsent_bytes += u64::from(entry.len);
+            }
+        }
+        totals
+    }
+}
+
+/// What [`Ledger::totals`] counts.
+#[derive(Clone, Copy, Default, Debug, PartialEq, Eq)]
+pub struct Totals {
+    /// All packs.
+    pub packs: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Packs that are only here.
+    pub unsent_packs: u64,
+    /// Their bytes.
+    pub unsent_bytes: u64,
+}
+
+impl Inner {
+    fn note(&mut self, record: &Record) {
+        let pack = PackId(record.id);
+        match record.kind {
+            Kind::Sealed => {
+                let entry = PackEntry { len: record.len, state: PackState::Sealed };
+                self.packs.entry(pack).or_insert(entry);
+            }
+            Kind::Uploaded if record.external == self.external => {
+                let state = PackState::Uploaded { verified_at: record.time };
+                self.packs.insert(pack, PackEntry { len: record.len, state });
+            }
+            Kind::Archived if record.external == self.external => {
+                let number = record.id.first_chunk::<8>().map_or(0, |bytes| u64::from_le_bytes(*bytes));
+                self.archived = self.archived.max(Epoch(number));
+            }
+            Kind::Gone => {
+                self.packs.remove(&pack);
+            }
+            Kind::Uploaded => {
+                // Uploaded to another volume: for this one it is as good as sealed, if it is still whole here.
+                let entry = PackEntry { len: record.len, state: PackState::Sealed };
+                self.packs.entry(pack).or_insert(entry);
+            }
+            Kind::Archived => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::SessionId;
+
+    const HERE: Uuid = Uuid([1; 16]);
+
+    fn pack(n: u64) -> PackId {
+        PackId::new(SessionId([7; 8]), n)
+    }
+
+    #[test]
+    fn what_was_noted_is_there_after_reopening() {
+        let dir = tempfile::tempdir().unwrap();
+        let ledger = Ledger::open(dir.path(), HERE).unwrap();
+        ledger.sealed(pack(1), 100).unwrap();
+        ledger.sealed(pack(2), 200).unwrap();
+        ledger.uploaded(pack(1), 100, 5).unwrap();
+        ledger.archived(Epoch(9), 6).unwrap();
+        let again = Ledger::open(dir.path(), HERE).unwrap();
+        assert_eq!(again.to_upload(9), [(pack(2), PackEntry { len: 200, state: PackState::Sealed })]);
+        assert_eq!(again.archived_epoch(), Epoch(9));
+        assert_eq!(again.totals(), Totals { packs: 2, bytes: 300, unsent_packs: 1, unsent_bytes: 200 });
+    }
+
+    #[test]
+    fn an_upload_counts_for_its_own_volume_only() {
+        let dir = tempfile::tempdir().unwrap();
+        let ledger = Ledger::open(dir.path(), HERE).unwrap();
+        ledger.sealed(pack(1), 100).unwrap();
+        ledger.uploaded(pack(1), 100, 5).unwrap();
+        ledger.archived(Epoch(9), 6).unwrap();
+        let other = Ledger::open(dir.path(), Uuid([2; 16])).unwrap();
+        assert_eq!(other.to_upload(9).len(), 1);
+        assert_eq!(other.archived_epoch(), Epoch(0));
+    }
+
+    #[test]
+    fn a_damaged_record_is_forgotten_and_the_others_are_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let ledger = Ledger::open(dir.path(), HERE).unwrap();
+        for n in 0..3 {
+            ledger.sealed(pack(n), 100).unwrap();
+        }
+        let path = dir.path().join(FILE_NAME);
+        let mut bytes = std::fs::read(&path).unwrap();
+        bytes[RECORD_LEN + 20] ^= 1;
+        bytes.truncate(3 * RECORD_LEN - 1);
+        std::fs::write(&path, &bytes).unwrap();
+        let ledger = Ledger::open(dir.path(), HERE).unwrap();
+        assert_eq!(ledger.totals().packs, 1);
+        ledger.sealed(pack(5), 100).unwrap();
+        assert_eq!(Ledger::open(dir.path(), HERE).unwrap().totals().packs, 2);
+    }
+}
