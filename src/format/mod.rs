@@ -1,1 +1,5 @@
 //! format
+
+pub mod bloom;
+pub mod segment;
+pub mod wire;
