@@ -1,1 +1,3 @@
 //! meta
+
+pub mod view;
