@@ -166,7 +166,7 @@ pub fn decode_body(header: &FrameHeader, body: &[u8]) -> Option<(Vec<PackExtent>
     }
     let mut changes = Changes::new();
     for _ in 0..reader.varint()? {
-        let key = Key::from_bytes(reader.prefixed()?);
+        let key = Key::from_bytes(reader.prefixed(usize::MAX)?);
         let value = match reader.varint()? {
             0 => None,
             len => Some(Bytes::copy_from_slice(

@@ -255,7 +255,7 @@ impl Inode {
         };
         match kind {
             FileKind::Dir => inode.parent = Some(Ino(reader.varint()?)).filter(|ino| ino.0 != 0),
-            FileKind::Symlink => inode.target = reader.prefixed()?.to_vec(),
+            FileKind::Symlink => inode.target = reader.prefixed(usize::MAX)?.to_vec(),
             FileKind::File => {
                 inode.has_leaves = match reader.u8()? {
                     0 => false,

@@ -1,0 +1,129 @@
+//! A read-only moment of the volume's metadata: the live segments of an epoch record, seen as of an epoch.
+//!
+//! Which segments are live is the epoch record's word, and what a key means is the tree's; neither
+//! enters. Segments of one record have disjoint epoch ranges, because merges only join neighbours: so
+//! the newest segment that knows a key decides, and no (key, epoch) is there twice.
+
+mod merge;
+#[cfg(test)]
+mod tests;
+
+use std::ops::Bound;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use crate::error::{Error, Result};
+use crate::format::segment::{CacheUse, Segment};
+use crate::types::Epoch;
+
+use merge::Merge;
+pub use merge::merge_segments;
+
+/// The metadata as of one epoch.
+#[derive(Clone, Debug)]
+pub struct View {
+    at: Epoch,
+    /// Oldest first.
+    segments: Vec<Arc<Segment>>,
+}
+
+impl View {
+    /// The view of `segments`, in whatever order, as of `at`. Refused if their epochs overlap.
+    pub fn new(at: Epoch, segments: Vec<Arc<Segment>>) -> Result<View> {
+        let segments = in_epoch_order(segments)?;
+        Ok(View { at, segments })
+    }
+
+    /// The moment it shows.
+    pub fn at(&self) -> Epoch {
+        self.at
+    }
+
+    /// The same segments as of another moment.
+    pub fn as_of(&self, at: Epoch) -> View {
+        let segments = self.segments.clone();
+        View { at, segments }
+    }
+
+    /// Its segments, oldest first.
+    pub fn segments(&self) -> &[Arc<Segment>] {
+        &self.segments
+    }
+
+    /// The value of `key` at this moment.
+    pub fn get(&self, key: &[u8]) -> Result<Option<Bytes>> {
+        for segment in self.segments.iter().rev() {
+            if let Some(found) = segment.get(key, self.at)? {
+                return Ok(found.value);
+            }
+        }
+        Ok(None)
+    }
+
+    /// Keys and values from `from` to `to` at this moment, in order. Ends after an error.
+    pub fn range(&self, from: &[u8], to: Bound<&[u8]>) -> ViewRange {
+        let visible = self
+            .segments
+            .iter()
+            .filter(|segment| segment.summary().first <= self.at);
+        let cursors = visible.map(|segment| segment.cursor(from, to, CacheUse::Fill));
+        ViewRange {
+            at: self.at,
+            merge: Merge::new(cursors),
+            decided: None,
+        }
+    }
+}
+
+/// Sorts segments from the oldest to the newest; they must be of one volume and share no epoch.
+fn in_epoch_order(mut segments: Vec<Arc<Segment>>) -> Result<Vec<Arc<Segment>>> {
+    segments.sort_by_key(|segment| segment.summary().first);
+    for pair in segments.windows(2) {
+        let [older, newer] = pair else { continue };
+        let (before, after) = (older.summary(), newer.summary());
+        if before.last >= after.first || before.volume != after.volume {
+            return Err(Error::Refused(format!(
+                "the segments {} and {} share epochs or are of two volumes: they are not of one epoch record",
+                older.source_name(),
+                newer.source_name()
+            )));
+        }
+    }
+    Ok(segments)
+}
+
+/// Keys and values of a view's range; made by [`View::range`].
+#[derive(Debug)]
+pub struct ViewRange {
+    at: Epoch,
+    merge: Merge,
+    /// The key whose state at this moment is known; its older versions are passed over.
+    decided: Option<Vec<u8>>,
+}
+
+impl ViewRange {
+    fn step(&mut self) -> Result<Option<(Bytes, Bytes)>> {
+        while let Some(cursor) = self.merge.advance()? {
+            let is_older = self.decided.as_deref() == Some(cursor.key());
+            if cursor.epoch() > self.at || is_older {
+                continue;
+            }
+            let decided = self.decided.get_or_insert_default();
+            decided.clear();
+            decided.extend_from_slice(cursor.key());
+            if let Some(value) = cursor.value() {
+                return Ok(Some((Bytes::copy_from_slice(decided), value)));
+            }
+        }
+        Ok(None)
+    }
+}
+
+impl Iterator for ViewRange {
+    type Item = Result<(Bytes, Bytes)>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        self.step().transpose()
+    }
+}
