@@ -1,5 +1,48 @@
-//! Places that keep objects.
-/// Placeholder of the error type.
-#[derive(Debug, thiserror::Error)]
-#[error("external volume error")]
-pub struct Error;
+//! Places that keep objects: the external volumes of tidefs.
+//!
+//! This crate sees keys and bytes and nothing else: no blob, no inode, no epoch may enter. Its centre is one trait,
+//! [`Volume`], shaped like an object store and not like a file system: whole objects appear atomically under a key, are
+//! read by range, and are never modified. It is synchronous on purpose; whoever calls decides on which thread to wait.
+//!
+//! In reading order:
+//!
+//! - [`key`]: what an object may be called; [`error`]: what can go wrong, and what callers match on;
+//! - [`volume`]: the trait and the small types it speaks in; [`identity`]: how a volume is known to be the right one;
+//! - the kinds: [`memory`] (the reference), [`dir`] (any mounted directory, also as `local`);
+//! - [`layer`]: decorators that work over every kind: retry, and faults for tests;
+//! - [`spec`]: from what the operator typed to an open volume; [`testkit`]: the contract as code.
+//!
+//! What a volume does *not* do: cache, compress, encrypt, checksum, count references, or give a deadline to a system
+//! call. A call on a hung mount hangs; isolation from that is the caller's.
+
+#![warn(missing_docs)]
+#![cfg_attr(
+    test,
+    allow(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        reason = "a test fails by panicking"
+    )
+)]
+
+pub mod dir;
+pub mod error;
+pub mod identity;
+pub mod key;
+pub mod layer;
+pub mod memory;
+pub mod spec;
+pub mod testkit;
+pub mod volume;
+
+pub use dir::DirVolume;
+pub use error::{Error, ErrorCase, ErrorClass, Result};
+pub use identity::Sentinel;
+pub use key::ObjectKey;
+pub use layer::faulty::{Fault, FaultControls, Faulty, Op};
+pub use layer::retry::{Retry, RetryPolicy, StopSignal};
+pub use memory::MemoryVolume;
+pub use spec::{Spec, open};
+pub use volume::{
+    Body, Capabilities, Meta, MountKind, Page, Precondition, Space, Volume, VolumeExt,
+};
