@@ -56,8 +56,16 @@ impl ChunkerParams {
             rule: ChunkRule::FastCdcGear64Nc2,
             seed,
             head_len: 16 << 20,
-            head: ChunkSizes { min: 16 << 10, avg: 64 << 10, max: 256 << 10 },
-            tail: ChunkSizes { min: 128 << 10, avg: 512 << 10, max: 2 << 20 },
+            head: ChunkSizes {
+                min: 16 << 10,
+                avg: 64 << 10,
+                max: 256 << 10,
+            },
+            tail: ChunkSizes {
+                min: 128 << 10,
+                avg: 512 << 10,
+                max: 2 << 20,
+            },
         }
     }
 }
@@ -75,7 +83,9 @@ pub struct Chunker {
 
 impl fmt::Debug for Chunker {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Chunker").field("params", &self.params).finish_non_exhaustive()
+        f.debug_struct("Chunker")
+            .field("params", &self.params)
+            .finish_non_exhaustive()
     }
 }
 
@@ -124,8 +134,11 @@ impl Chunker {
             None if end && !window.is_empty() => window,
             None => return None,
         };
-        let Some((_, behind_min)) = window.split_at_checked(cutter.min) else { return Some(window.len()) };
-        let (before_avg, behind_avg) = behind_min.split_at(behind_min.len().min(cutter.avg - cutter.min));
+        let Some((_, behind_min)) = window.split_at_checked(cutter.min) else {
+            return Some(window.len());
+        };
+        let (before_avg, behind_avg) =
+            behind_min.split_at(behind_min.len().min(cutter.avg - cutter.min));
         let print = match self.roll(0, before_avg, cutter.strict) {
             Ok(at) => return Some(cutter.min + at),
             Err(print) => print,
@@ -142,7 +155,11 @@ impl Chunker {
     }
 
     fn cutter(&self, file_offset: u64) -> &Cutter {
-        if file_offset < self.params.head_len { &self.head } else { &self.tail }
+        if file_offset < self.params.head_len {
+            &self.head
+        } else {
+            &self.tail
+        }
     }
 
     /// Rolls the fingerprint over `bytes`; `Ok` is how many were taken when it first had no bit of
@@ -229,7 +246,10 @@ fn gear_table(seed: u64) -> [u64; 256] {
 mod hex_seed {
     use serde::{Deserialize, Deserializer, Serializer, de::Error};
 
-    #[expect(clippy::trivially_copy_pass_by_ref, reason = "the signature is serde's")]
+    #[expect(
+        clippy::trivially_copy_pass_by_ref,
+        reason = "the signature is serde's"
+    )]
     pub(super) fn serialize<S: Serializer>(seed: &u64, to: S) -> Result<S::Ok, S::Error> {
         to.serialize_str(&format!("{seed:016x}"))
     }
@@ -271,13 +291,26 @@ mod tests {
 
     /// The rule as docs/format/pack.md words it, one byte at a time and nothing clever.
     fn cut_by_the_book(params: &ChunkerParams, file_offset: u64, window: &[u8]) -> usize {
-        let sizes = if file_offset < params.head_len { params.head } else { params.tail };
+        let sizes = if file_offset < params.head_len {
+            params.head
+        } else {
+            params.tail
+        };
         let bits = sizes.avg.ilog2();
         let gear = gear_table(params.seed);
         let mut print = 0u64;
-        for (at, &byte) in window.iter().enumerate().take(sizes.max as usize).skip(sizes.min as usize) {
+        for (at, &byte) in window
+            .iter()
+            .enumerate()
+            .take(sizes.max as usize)
+            .skip(sizes.min as usize)
+        {
             print = (print << 1).wrapping_add(gear[usize::from(byte)]);
-            let zeros = if at < sizes.avg as usize { bits + 2 } else { bits - 2 };
+            let zeros = if at < sizes.avg as usize {
+                bits + 2
+            } else {
+                bits - 2
+            };
             if (print >> (63 - zeros)) & ((1 << zeros) - 1) == 0 {
                 return at + 1;
             }
@@ -288,8 +321,16 @@ mod tests {
     fn small(seed: u64) -> ChunkerParams {
         ChunkerParams {
             head_len: 20_000,
-            head: ChunkSizes { min: 300, avg: 1024, max: 5001 },
-            tail: ChunkSizes { min: 1001, avg: 4096, max: 16_000 },
+            head: ChunkSizes {
+                min: 300,
+                avg: 1024,
+                max: 5001,
+            },
+            tail: ChunkSizes {
+                min: 1001,
+                avg: 4096,
+                max: 16_000,
+            },
             ..ChunkerParams::new(seed)
         }
     }
@@ -302,7 +343,11 @@ mod tests {
             let file = noise(200_000, seed + 99);
             let mut at = 0;
             while let Some(len) = chunker.cut(at as u64, &file[at..], true) {
-                assert_eq!(len, cut_by_the_book(&params, at as u64, &file[at..]), "seed {seed}, byte {at}");
+                assert_eq!(
+                    len,
+                    cut_by_the_book(&params, at as u64, &file[at..]),
+                    "seed {seed}, byte {at}"
+                );
                 at += len;
             }
             assert_eq!(at, file.len());
@@ -314,16 +359,22 @@ mod tests {
         let gear = gear_table(0x0123_4567_89ab_cdef);
         assert_eq!(
             (gear[0], gear[1], gear[255]),
-            (0x873a_853b_e255_d91c, 0x8fab_dfa1_7b73_8e73, 0x18de_4bfa_4c76_456b)
+            (
+                0x873a_853b_e255_d91c,
+                0x8fab_dfa1_7b73_8e73,
+                0x18de_4bfa_4c76_456b
+            )
         );
         let chunker = Chunker::new(&ChunkerParams::new(0x0123_4567_89ab_cdef)).unwrap();
         // The file is SHA-256 of the little-endian u32 numbers 0, 1, 2, ...: easy to make anywhere.
-        let file: Vec<u8> = (0..32_768u32).flat_map(|n| crate::chunk::hash(&n.to_le_bytes()).0).collect();
+        let file: Vec<u8> = (0..32_768u32)
+            .flat_map(|n| crate::chunk::hash(&n.to_le_bytes()).0)
+            .collect();
         assert_eq!(
             cuts(&chunker, &file),
             [
-                71_427, 145_470, 218_472, 299_120, 373_887, 447_688, 521_987, 629_130, 697_550, 767_641, 835_052,
-                994_712, 1_048_576
+                71_427, 145_470, 218_472, 299_120, 373_887, 447_688, 521_987, 629_130, 697_550,
+                767_641, 835_052, 994_712, 1_048_576
             ]
         );
         let behind_the_head = chunker.cut(16 << 20, &file, true);
@@ -340,14 +391,25 @@ mod tests {
     #[test]
     fn chunks_behind_an_insertion_at_the_front_stay_the_same() {
         let file = noise(300_000, 5);
-        let longer: Vec<u8> = b"inserted".iter().copied().chain(file.iter().copied()).collect();
+        let longer: Vec<u8> = b"inserted"
+            .iter()
+            .copied()
+            .chain(file.iter().copied())
+            .collect();
         // One size class, so that the insertion shifts no chunk into the other.
-        let params = ChunkerParams { head_len: u64::MAX, ..small(9) };
+        let params = ChunkerParams {
+            head_len: u64::MAX,
+            ..small(9)
+        };
         let chunker = Chunker::new(&params).unwrap();
         let before = cuts(&chunker, &file);
         let after: Vec<usize> = cuts(&chunker, &longer).iter().map(|at| at - 8).collect();
         let kept = before.iter().filter(|at| after.contains(at)).count();
-        assert!(kept * 10 >= before.len() * 9, "{kept} of {} cuts survive", before.len());
+        assert!(
+            kept * 10 >= before.len() * 9,
+            "{kept} of {} cuts survive",
+            before.len()
+        );
     }
 
     #[test]
@@ -355,7 +417,11 @@ mod tests {
         let chunker = Chunker::new(&small(4)).unwrap();
         let file = noise(6000, 8);
         let max_len = chunker.max_len(0);
-        assert_eq!(chunker.cut(0, &file[..max_len - 1], false), None, "more bytes are needed");
+        assert_eq!(
+            chunker.cut(0, &file[..max_len - 1], false),
+            None,
+            "more bytes are needed"
+        );
         assert_eq!(chunker.cut(0, &[], true), None);
         let whole = chunker.cut(0, &file, true);
         assert_eq!(chunker.cut(0, &file[..max_len], false), whole);
@@ -369,12 +435,20 @@ mod tests {
             let cuts = cuts(&chunker, &file);
             let mut begin = 0;
             for &end in &cuts {
-                let (min, max) = if begin < 20_000 { (300, 5001) } else { (1001, 16_000) };
+                let (min, max) = if begin < 20_000 {
+                    (300, 5001)
+                } else {
+                    (1001, 16_000)
+                };
                 assert!(end - begin <= max && (end - begin >= min || end == file.len()));
                 begin = end;
             }
         }
-        assert_eq!(chunker.cut(0, &[7; 300], true), Some(300), "the end of a range ends a chunk");
+        assert_eq!(
+            chunker.cut(0, &[7; 300], true),
+            Some(300),
+            "the end of a range ends a chunk"
+        );
         assert_eq!(chunker.cut(0, &[7], true), Some(1));
     }
 
@@ -382,13 +456,23 @@ mod tests {
     fn parameters_survive_json_and_senseless_ones_are_refused() {
         let params = ChunkerParams::new(u64::MAX - 1);
         let json = serde_json::to_string(&params).unwrap();
-        assert!(json.contains(r#""rule":"fastcdc-gear64-nc2","seed":"fffffffffffffffe""#), "{json}");
-        assert_eq!(serde_json::from_str::<ChunkerParams>(&json).unwrap(), params);
+        assert!(
+            json.contains(r#""rule":"fastcdc-gear64-nc2","seed":"fffffffffffffffe""#),
+            "{json}"
+        );
+        assert_eq!(
+            serde_json::from_str::<ChunkerParams>(&json).unwrap(),
+            params
+        );
         assert!(serde_json::from_str::<ChunkerParams>(&json.replace("nc2", "nc3")).is_err());
 
-        for (min, avg, max) in
-            [(0, 64, 128), (512, 512, 1024), (512, 1000, 2048), (512, 2048, 1024), (512, 1024, BLOB_LEN_MAX + 1)]
-        {
+        for (min, avg, max) in [
+            (0, 64, 128),
+            (512, 512, 1024),
+            (512, 1000, 2048),
+            (512, 2048, 1024),
+            (512, 1024, BLOB_LEN_MAX + 1),
+        ] {
             let mut params = ChunkerParams::new(1);
             params.tail = ChunkSizes { min, avg, max };
             assert!(Chunker::new(&params).is_err(), "{min} {avg} {max}");
@@ -404,7 +488,10 @@ mod tests {
             let begin = std::time::Instant::now();
             let count = cuts(&chunker, &file).len();
             let secs = begin.elapsed().as_secs_f64();
-            println!("cut: {:.0} MB/s, {count} chunks", file.len() as f64 / secs / 1e6);
+            println!(
+                "cut: {:.0} MB/s, {count} chunks",
+                file.len() as f64 / secs / 1e6
+            );
         }
     }
 }

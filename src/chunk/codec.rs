@@ -87,15 +87,23 @@ mod tests {
         assert!(stored.len() < text.len() / 4);
         assert_eq!(decode(codec, stored, 2100).unwrap(), text);
 
-        let noise: Vec<u8> = (0..4096u32).flat_map(|n| crate::chunk::hash(&n.to_le_bytes()).0).collect();
+        let noise: Vec<u8> = (0..4096u32)
+            .flat_map(|n| crate::chunk::hash(&n.to_le_bytes()).0)
+            .collect();
         let (codec, stored) = encode(&noise, &mut scratch);
-        assert_eq!((codec, stored.as_ptr()), (Codec::Raw, noise.as_ptr()), "kept without a copy");
+        assert_eq!(
+            (codec, stored.as_ptr()),
+            (Codec::Raw, noise.as_ptr()),
+            "kept without a copy"
+        );
     }
 
     #[test]
     fn a_saving_below_a_sixteenth_is_not_worth_a_codec() {
         // 1000 bytes of noise and 50 zeros: lz4 saves about 40 of 1050 bytes.
-        let mut plain: Vec<u8> = (0..32u32).flat_map(|n| crate::chunk::hash(&n.to_le_bytes()).0).collect();
+        let mut plain: Vec<u8> = (0..32u32)
+            .flat_map(|n| crate::chunk::hash(&n.to_le_bytes()).0)
+            .collect();
         plain.truncate(1000);
         plain.extend([0; 50]);
         assert!(lz4_flex::block::compress(&plain).len() < plain.len());

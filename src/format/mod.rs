@@ -6,3 +6,6 @@ pub mod inode;
 pub mod keys;
 pub mod segment;
 pub mod wire;
+//! format
+
+pub mod pack;
