@@ -1,15 +1,10 @@
 //! tidefs: a FUSE-aware storage engine for backup volumes.
 
-#![cfg_attr(
-    test,
-    allow(
-        clippy::unwrap_used,
-        clippy::expect_used,
-        reason = "a test fails by panicking"
-    )
-)]
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking"))]
 
+pub mod clock;
 pub mod error;
+pub mod failpoint;
 pub mod types;
 
 pub mod chunk;
@@ -17,4 +12,6 @@ pub mod format;
 pub mod journal;
 pub mod meta;
 pub mod pack;
+pub mod fetch;
+pub mod ingest;
 pub mod volume;

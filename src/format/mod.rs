@@ -4,8 +4,7 @@ pub mod bloom;
 pub mod frame;
 pub mod inode;
 pub mod keys;
+pub mod pack;
+pub mod record;
 pub mod segment;
 pub mod wire;
-//! format
-
-pub mod pack;

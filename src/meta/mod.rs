@@ -2,3 +2,4 @@
 
 pub mod overlay;
 pub mod view;
+pub mod blobs;

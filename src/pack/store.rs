@@ -229,6 +229,12 @@ impl PackStore {
         }
     }
 
+    /// The newest pack of this session, if it has written one.
+    pub fn last_pack(&self) -> Option<PackId> {
+        let open = self.shared.lock();
+        (open.next_count > 1).then(|| PackId::new(self.shared.session, open.next_count - 1))
+    }
+
     /// Path of a pack's local copy, whether it is there or not.
     pub fn path(&self, pack: PackId) -> PathBuf {
         self.shared.root.join(pack.object_name())

@@ -17,6 +17,7 @@ use bytes::Bytes;
 use nix::errno::Errno;
 
 use crate::error::{Error, Result};
+use crate::fetch::{Patch, ReadPlan};
 use crate::format::inode::Extent;
 use crate::ingest::{Ingest, Placed};
 use crate::meta::overlay::Overlay;
@@ -65,19 +66,6 @@ pub struct Ahead {
     pub modified: Timestamp,
     /// Bytes that no extent covers yet.
     pub unplaced: u64,
-}
-
-/// What a read needs: the extents below, and newer bytes from memory on top.
-#[derive(Debug)]
-pub struct ReadPlan {
-    /// First byte.
-    pub offset: u64,
-    /// Bytes to return; the file ends behind them if that is less than was asked for.
-    pub len: usize,
-    /// What covers the range in the overlay.
-    pub extents: Vec<Extent>,
-    /// Newer bytes, oldest first.
-    pub newer: Vec<Piece>,
 }
 
 /// The open files of a volume, and what they need to store their bytes.
@@ -269,15 +257,16 @@ impl Files {
         let state = file.state();
         let end = state.size.min(offset.saturating_add(u64::from(len)));
         if end <= offset {
-            return Ok(ReadPlan { offset, len: 0, extents: Vec::new(), newer: Vec::new() });
+            return Ok(ReadPlan::default());
         }
         let reading = self.overlay.read();
         let inode = namespace::inode_of(&reading, file.ino)?;
         let extents = extents::read(&reading, file.ino, &inode, offset..end)?;
         drop(reading);
         let in_flight = state.in_flight.iter().filter(|waiting| waiting.piece.start < end && waiting.piece.end() > offset);
-        let mut newer: Vec<Piece> = in_flight.map(|waiting| waiting.piece.clone()).collect();
-        newer.extend(state.dirty.overlapping(offset, end));
+        let in_flight = in_flight.map(|waiting| waiting.piece.clone());
+        let newer = in_flight.chain(state.dirty.overlapping(offset, end));
+        let newer = newer.map(|piece| Patch { start: piece.start, bytes: piece.bytes }).collect();
         Ok(ReadPlan { offset, len: usize::try_from(end - offset).unwrap_or(usize::MAX), extents, newer })
     }
 

@@ -1,0 +1,198 @@
+//! Epoch records and the volume's identity: the small JSON objects below `server/`.
+//!
+//! JSON, so that a person in a disaster can read them. An epoch record is the manifest that commits an
+//! epoch: it names the live segments and its parent by the parent's hash.
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use crate::chunk::ChunkerParams;
+use crate::error::{Error, Result};
+use crate::format::segment::{SegmentName, SegmentSummary};
+use crate::types::{Epoch, Lsn, SessionId, Uuid, parse_hex};
+
+/// The format that this version writes and the newest that it reads.
+pub const FORMAT: u32 = 1;
+/// Name of the identity, below the backup path and on the external volume.
+pub const IDENTITY_NAME: &str = "server/volume.json";
+/// Where epoch records are.
+pub const EPOCHS_PREFIX: &str = "server/epochs/";
+
+/// Who a volume is. Written once.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Identity {
+    /// Format of everything else.
+    pub format: u32,
+    /// The volume's UUID, 32 hex digits.
+    pub volume: String,
+    /// UUID of this copy on an external volume; absent in the backup path. What was verified on one
+    /// external volume says nothing of another.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub store: Option<String>,
+    /// Machine that owns it.
+    pub owner: String,
+    /// Seconds since 1970.
+    pub created: u64,
+    /// How blobs are named.
+    pub id_scheme: String,
+    /// Where files are cut.
+    pub chunker: ChunkerParams,
+    /// Seconds that readers on other machines may rely on a deleted object to stay.
+    pub grace_secs: u64,
+    /// Room for a message authentication code.
+    #[serde(default)]
+    pub mac: Option<String>,
+}
+
+/// One live segment, as a record names it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SegmentEntry {
+    /// Object name.
+    pub name: String,
+    /// Bytes.
+    pub len: u64,
+    /// Entries in it.
+    pub entries: u64,
+    /// SHA-256 from its footer.
+    pub sha256: String,
+}
+
+/// Commits an epoch.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EpochRecord {
+    /// Format of everything it names.
+    pub format: u32,
+    /// The volume.
+    pub volume: String,
+    /// Its number.
+    pub epoch: Epoch,
+    /// The session that closed it.
+    pub session: String,
+    /// Seconds since 1970, for people; order is by number.
+    pub time: i64,
+    /// SHA-256 of the record of the epoch before, as stored; absent for the first.
+    pub parent: Option<String>,
+    /// Number of the last journal frame it covers.
+    pub lsn: u64,
+    /// The live segments, oldest first.
+    pub segments: Vec<SegmentEntry>,
+    /// Room for a message authentication code.
+    #[serde(default)]
+    pub mac: Option<String>,
+}
+
+impl Identity {
+    /// Parses what `object` holds.
+    pub fn parse(object: &str, bytes: &[u8]) -> Result<Identity> {
+        let identity: Identity = parse_json(object, bytes)?;
+        check_format(object, identity.format)?;
+        identity.uuid().map(|_| identity.clone()).ok_or_else(|| Error::corrupt(object, 0, "no volume UUID"))
+    }
+
+    /// The volume's UUID.
+    pub fn uuid(&self) -> Option<Uuid> {
+        Uuid::parse(&self.volume)
+    }
+
+    /// As stored.
+    pub fn encode(&self) -> Vec<u8> {
+        encode_json(self)
+    }
+}
+
+impl SegmentEntry {
+    /// Of a segment that was just written.
+    pub fn of(summary: &SegmentSummary) -> SegmentEntry {
+        let sha256 = crate::types::BlobHash(summary.sha256).to_string();
+        SegmentEntry { name: summary.name().to_string(), len: summary.len, entries: summary.entries, sha256 }
+    }
+
+    /// Its parsed name.
+    pub fn parsed_name(&self) -> Result<SegmentName> {
+        SegmentName::parse(&self.name)
+            .ok_or_else(|| Error::corrupt("an epoch record", 0, format!("\"{}\" is no segment's name", self.name)))
+    }
+}
+
+impl EpochRecord {
+    /// Object name of the record of `epoch` by `session`.
+    pub fn name(epoch: Epoch, session: SessionId) -> String {
+        format!("{EPOCHS_PREFIX}{:016x}-{session}.json", epoch.0)
+    }
+
+    /// The epoch and the session in an object name.
+    pub fn parse_name(name: &str) -> Option<(Epoch, SessionId)> {
+        let (epoch, session) = name.strip_prefix(EPOCHS_PREFIX)?.strip_suffix(".json")?.split_once('-')?;
+        Some((Epoch(u64::from_be_bytes(parse_hex(epoch)?)), SessionId::parse(session)?))
+    }
+
+    /// Parses what `object` holds.
+    pub fn parse(object: &str, bytes: &[u8]) -> Result<EpochRecord> {
+        let record: EpochRecord = parse_json(object, bytes)?;
+        check_format(object, record.format)?;
+        let named = EpochRecord::parse_name(object);
+        if named.is_some_and(|(epoch, session)| epoch != record.epoch || session.to_string() != record.session) {
+            return Err(Error::corrupt(object, 0, "its content is of another epoch or session"));
+        }
+        Ok(record)
+    }
+
+    /// As stored.
+    pub fn encode(&self) -> Vec<u8> {
+        encode_json(self)
+    }
+
+    /// How a child names this record, given as stored.
+    pub fn hash(stored: &[u8]) -> String {
+        crate::types::BlobHash(Sha256::digest(stored).into()).to_string()
+    }
+
+    /// The last frame it covers.
+    pub fn last_lsn(&self) -> Lsn {
+        Lsn(self.lsn)
+    }
+}
+
+fn encode_json(value: &impl Serialize) -> Vec<u8> {
+    // Strings, numbers and lists always serialise.
+    let mut out = serde_json::to_vec_pretty(value).unwrap_or_default();
+    out.push(b'\n');
+    out
+}
+
+fn parse_json<T: serde::de::DeserializeOwned>(object: &str, bytes: &[u8]) -> Result<T> {
+    serde_json::from_slice(bytes).map_err(|error| Error::corrupt(object, 0, format!("not readable: {error}")))
+}
+
+fn check_format(object: &str, format: u32) -> Result<()> {
+    if format == FORMAT {
+        return Ok(());
+    }
+    Err(Error::Refused(format!("{object} is in format {format}; this version reads format {FORMAT}: use a newer tidefs")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_record_comes_back_and_its_name_must_agree() {
+        let session = SessionId([3; 8]);
+        let record = EpochRecord {
+            format: FORMAT,
+            volume: Uuid([1; 16]).to_string(),
+            epoch: Epoch(12),
+            session: session.to_string(),
+            time: 5,
+            parent: None,
+            lsn: 9,
+            segments: Vec::new(),
+            mac: None,
+        };
+        let name = EpochRecord::name(Epoch(12), session);
+        assert_eq!(EpochRecord::parse(&name, &record.encode()).unwrap(), record);
+        let other = EpochRecord::name(Epoch(13), session);
+        assert!(matches!(EpochRecord::parse(&other, &record.encode()), Err(Error::Corrupt { .. })));
+        assert!(EpochRecord::parse(&name, b"{").is_err());
+    }
+}
