@@ -356,6 +356,18 @@ mod tests {
         assert!(Block::decode(Bytes::from(plain), Epoch(0)).is_err());
     }
 
+    #[test]
+    fn an_entry_that_shares_more_than_the_key_before_it_is_refused() {
+        // Two entries: key "a", and one that shares two bytes with it.
+        let mut plain = vec![0, 1, 0, 0, b'a', 2, 1, 0, 0, b'b'];
+        put_u32(&mut plain, 0);
+        put_u32(&mut plain, 1);
+        let block = Block::decode(Bytes::from(plain), Epoch(0)).unwrap();
+        let mut entries = Entries::new(Arc::new(block));
+        assert_eq!(entries.advance(), Ok(true));
+        assert_eq!(entries.advance(), Err(BadEntry(5)));
+    }
+
     fn walk(plain: Vec<u8>, key: &[u8]) {
         if let Ok(block) = Block::decode(Bytes::from(plain), Epoch(u64::MAX - 9)) {
             let block = Arc::new(block);

@@ -396,8 +396,8 @@ impl RangeRead for Counting {
     }
 }
 
-fn counting(short_by: usize) -> Arc<Counting> {
-    let (_, bytes) = write(&several_blocks());
+fn counting(model: &Model, short_by: usize) -> Arc<Counting> {
+    let (_, bytes) = write(model);
     let source = MemorySource::new("test.seg", bytes);
     let reads = AtomicU64::new(0);
     Arc::new(Counting {
@@ -409,7 +409,7 @@ fn counting(short_by: usize) -> Arc<Counting> {
 
 #[test]
 fn opening_is_one_read_a_look_up_one_more_and_a_scan_reads_ahead() {
-    let source = counting(0);
+    let source = counting(&several_blocks(), 0);
     let reads = || source.reads.swap(0, Ordering::Relaxed);
     let cache = Arc::new(BlockCache::new(64 << 20));
     let segment = Segment::open(source.clone(), cache.clone()).unwrap();
@@ -435,8 +435,18 @@ fn opening_is_one_read_a_look_up_one_more_and_a_scan_reads_ahead() {
 }
 
 #[test]
+fn a_small_segment_is_read_once_and_for_all() {
+    let source = counting(&few(), 0);
+    let segment = Segment::open(source.clone(), Arc::new(BlockCache::new(1 << 20))).unwrap();
+    let segment = Arc::new(segment);
+    assert_eq!(all(&segment).unwrap(), few());
+    segment.get(b"a key 07", Epoch(30)).unwrap().unwrap();
+    assert_eq!(source.reads.load(Ordering::Relaxed), 1);
+}
+
+#[test]
 fn a_short_read_is_damage_and_not_an_answer() {
-    let error = Segment::open(counting(1), Arc::new(BlockCache::new(0))).unwrap_err();
+    let error = Segment::open(counting(&few(), 1), Arc::new(BlockCache::new(0))).unwrap_err();
     assert!(matches!(error, Error::Corrupt { .. }), "{error}");
 }
 
