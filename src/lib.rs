@@ -14,6 +14,7 @@ pub mod types;
 
 pub mod chunk;
 pub mod format;
+pub mod fuse;
 pub mod meta;
 pub mod pack;
 pub mod volume;
