@@ -13,7 +13,10 @@ pub trait Clock: fmt::Debug + Send + Sync {
     /// The present in nanoseconds since 1970; 0 before.
     fn now_ns(&self) -> u64 {
         let now = self.now();
-        u64::try_from(now.secs).unwrap_or(0).saturating_mul(1_000_000_000).saturating_add(u64::from(now.nanos))
+        u64::try_from(now.secs)
+            .unwrap_or(0)
+            .saturating_mul(1_000_000_000)
+            .saturating_add(u64::from(now.nanos))
     }
 
     /// The present in seconds since 1970; 0 before.
@@ -29,8 +32,14 @@ pub struct SystemClock;
 impl Clock for SystemClock {
     fn now(&self) -> Timestamp {
         match SystemTime::now().duration_since(UNIX_EPOCH) {
-            Ok(since) => Timestamp { secs: since.as_secs().cast_signed(), nanos: since.subsec_nanos() },
-            Err(before) => Timestamp { secs: -before.duration().as_secs().cast_signed() - 1, nanos: 0 },
+            Ok(since) => Timestamp {
+                secs: since.as_secs().cast_signed(),
+                nanos: since.subsec_nanos(),
+            },
+            Err(before) => Timestamp {
+                secs: -before.duration().as_secs().cast_signed() - 1,
+                nanos: 0,
+            },
         }
     }
 }

@@ -48,7 +48,10 @@ fn armed() -> Option<&'static Armed> {
     let read = || {
         let text = std::env::var("TIDEFS_FAILPOINT").ok()?;
         let (name, count) = text.split_once(':').unwrap_or((&text, "1"));
-        Some(Armed { name: name.to_owned(), left: AtomicU64::new(count.parse().ok()?) })
+        Some(Armed {
+            name: name.to_owned(),
+            left: AtomicU64::new(count.parse().ok()?),
+        })
     };
     ARMED.get_or_init(read).as_ref()
 }

@@ -52,7 +52,12 @@ pub struct Ingest {
 
 impl Ingest {
     /// Starts `worker_count` workers.
-    pub fn start(chunker: Chunker, packs: Arc<PackStore>, worker_count: usize, budget_bytes: usize) -> Result<Ingest> {
+    pub fn start(
+        chunker: Chunker,
+        packs: Arc<PackStore>,
+        worker_count: usize,
+        budget_bytes: usize,
+    ) -> Result<Ingest> {
         let (jobs, queue) = bounded(QUEUE_LEN_MAX);
         let mut workers = Vec::new();
         for n in 0..worker_count.max(1) {
@@ -63,7 +68,13 @@ impl Ingest {
                 .map_err(Error::io("start", "an ingest thread"))?;
             workers.push(worker);
         }
-        Ok(Ingest { chunker, budget: Budget::new(budget_bytes), packs, jobs: Some(jobs), workers })
+        Ok(Ingest {
+            chunker,
+            budget: Budget::new(budget_bytes),
+            packs,
+            jobs: Some(jobs),
+            workers,
+        })
     }
 
     /// Places a piece on this thread: for small ones, where handing over costs more than the work.
@@ -98,8 +109,11 @@ impl Drop for Ingest {
 fn work(queue: &Receiver<Job>, packs: &PackStore) {
     let mut scratch = Vec::new();
     for job in queue {
-        let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| place(packs, &job.plain, &mut scratch)));
-        let placed = outcome.unwrap_or_else(|_| Err(Error::Poisoned("an ingest worker panicked".into())));
+        let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            place(packs, &job.plain, &mut scratch)
+        }));
+        let placed =
+            outcome.unwrap_or_else(|_| Err(Error::Poisoned("an ingest worker panicked".into())));
         (job.on_placed)(placed);
     }
 }
@@ -110,7 +124,8 @@ fn place(packs: &PackStore, plain: &[u8], scratch: &mut Vec<u8>) -> Result<Place
         return Ok(Placed { blob, location });
     }
     let (codec, stored) = chunk::encode(plain, scratch);
-    let plain_len = u32::try_from(plain.len()).map_err(|_| Error::Refused("a blob of over 4 GiB".into()))?;
+    let plain_len =
+        u32::try_from(plain.len()).map_err(|_| Error::Refused("a blob of over 4 GiB".into()))?;
     let location = packs.append(blob, codec, plain_len, stored)?;
     Ok(Placed { blob, location })
 }
@@ -125,7 +140,11 @@ pub struct Budget {
 
 impl Budget {
     fn new(max: usize) -> Budget {
-        Budget { max, used: Mutex::new(0), freed: Condvar::new() }
+        Budget {
+            max,
+            used: Mutex::new(0),
+            freed: Condvar::new(),
+        }
     }
 
     /// Takes `bytes`, if they fit or nothing else is taken.

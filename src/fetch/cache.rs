@@ -25,7 +25,10 @@ struct Inner {
 impl BlobCache {
     /// Holds up to `len_max` bytes.
     pub fn new(len_max: usize) -> BlobCache {
-        BlobCache { len_max, inner: Mutex::default() }
+        BlobCache {
+            len_max,
+            inner: Mutex::default(),
+        }
     }
 
     /// The blob, if it is here.
@@ -52,7 +55,9 @@ impl BlobCache {
         inner.by_use.insert(inner.tick, blob);
         inner.blobs.insert(blob, (bytes, inner.tick));
         while inner.len > self.len_max {
-            let Some((_, oldest)) = inner.by_use.pop_first() else { break };
+            let Some((_, oldest)) = inner.by_use.pop_first() else {
+                break;
+            };
             if let Some((bytes, _)) = inner.blobs.remove(&oldest) {
                 inner.len -= bytes.len();
             }

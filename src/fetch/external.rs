@@ -25,21 +25,37 @@ pub struct ExternalPacks {
 impl ExternalPacks {
     /// The packs of `volume`.
     pub fn new(volume: Arc<dyn vfs::Volume>) -> ExternalPacks {
-        ExternalPacks { volume, last: Mutex::new(None) }
+        ExternalPacks {
+            volume,
+            last: Mutex::new(None),
+        }
     }
 
     /// Reads a blob, and when reads are following each other the ones behind it into `cache`.
-    pub fn blob(&self, blob: BlobHash, location: &BlobLocation, cache: &BlobCache) -> Result<Bytes> {
+    pub fn blob(
+        &self,
+        blob: BlobHash,
+        location: &BlobLocation,
+        cache: &BlobCache,
+    ) -> Result<Bytes> {
         let name = location.pack.object_name();
         let key = ObjectKey::new(name.clone())?;
         let start = u64::from(location.offset);
         let needed = record_read_len(location) as u64;
         let bytes = self.read(&key, location.pack, start, needed)?;
-        let record = bytes.slice(..usize::try_from(needed).unwrap_or(usize::MAX).min(bytes.len()));
+        let record = bytes.slice(
+            ..usize::try_from(needed)
+                .unwrap_or(usize::MAX)
+                .min(bytes.len()),
+        );
         let plain = match parse_record(&name, record, location, blob)? {
             RecordRead::Plain(plain) => plain,
             RecordRead::Absent => {
-                return Err(Error::corrupt(name, start, format!("blob {blob} is not there: zeros are")));
+                return Err(Error::corrupt(
+                    name,
+                    start,
+                    format!("blob {blob} is not there: zeros are"),
+                ));
             }
         };
         keep_following(&name, location.pack, start, &bytes, cache);
@@ -52,9 +68,7 @@ impl ExternalPacks {
             last.is_some_and(|(of, end)| of == pack && start >= end && start - end < READ_AHEAD_LEN)
         };
         let mut end = start + needed;
-        if follows
-            && let Some(meta) = self.volume.head(key)?
-        {
+        if follows && let Some(meta) = self.volume.head(key)? {
             end = end.max((start + READ_AHEAD_LEN).min(meta.len));
         }
         let bytes = self.volume.get(key, start..end)?;
@@ -66,17 +80,29 @@ impl ExternalPacks {
 /// Keeps the whole records behind the first one of `bytes`, which begin at `start` of the pack.
 fn keep_following(name: &str, pack: PackId, start: u64, bytes: &Bytes, cache: &BlobCache) {
     let mut at = 0_usize;
-    while let Some(rest) = bytes.get(at..).filter(|rest| rest.len() > RECORD_HEADER_LEN as usize) {
-        let Ok(offset) = u32::try_from(start + at as u64) else { return };
-        let Ok(header) = RecordHeader::decode(pack, offset, rest) else { return };
-        let location =
-            BlobLocation { pack, offset, stored_len: header.stored_len, plain_len: header.plain_len };
+    while let Some(rest) = bytes
+        .get(at..)
+        .filter(|rest| rest.len() > RECORD_HEADER_LEN as usize)
+    {
+        let Ok(offset) = u32::try_from(start + at as u64) else {
+            return;
+        };
+        let Ok(header) = RecordHeader::decode(pack, offset, rest) else {
+            return;
+        };
+        let location = BlobLocation {
+            pack,
+            offset,
+            stored_len: header.stored_len,
+            plain_len: header.plain_len,
+        };
         let len = record_read_len(&location);
         if len > rest.len() {
             return;
         }
         if at > 0
-            && let Ok(RecordRead::Plain(plain)) = parse_record(name, bytes.slice(at..at + len), &location, header.hash)
+            && let Ok(RecordRead::Plain(plain)) =
+                parse_record(name, bytes.slice(at..at + len), &location, header.hash)
         {
             cache.put(header.hash, plain);
         }

@@ -75,7 +75,11 @@ struct Shared {
 impl Fetch {
     /// Starts the fetch threads. `local` is absent when there is no backup path.
     pub fn start(cache_len_max: usize, local: Option<Arc<PackStore>>) -> Result<Fetch> {
-        let shared = Arc::new(Shared { cache: BlobCache::new(cache_len_max), local, external: Mutex::new(None) });
+        let shared = Arc::new(Shared {
+            cache: BlobCache::new(cache_len_max),
+            local,
+            external: Mutex::new(None),
+        });
         let (jobs, queue) = bounded(QUEUE_LEN_MAX);
         let mut threads = Vec::new();
         for n in 0..FETCH_THREADS {
@@ -90,12 +94,20 @@ impl Fetch {
                 .map_err(Error::io("start", "a fetch thread"))?;
             threads.push(thread);
         }
-        Ok(Fetch { shared, jobs: Some(jobs), threads })
+        Ok(Fetch {
+            shared,
+            jobs: Some(jobs),
+            threads,
+        })
     }
 
     /// Blobs that are not here come from this volume from now on.
     pub fn set_external(&self, external: Option<Arc<ExternalPacks>>) {
-        *self.shared.external.lock().unwrap_or_else(PoisonError::into_inner) = external;
+        *self
+            .shared
+            .external
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = external;
     }
 
     /// Reads what `plan` says.
@@ -143,7 +155,9 @@ impl Shared {
         if let Some(bytes) = self.cache.get(&blob) {
             return Ok(Some(bytes));
         }
-        let Some(local) = &self.local else { return Ok(None) };
+        let Some(local) = &self.local else {
+            return Ok(None);
+        };
         match local.read(blob, location) {
             Ok(RecordRead::Plain(bytes)) => {
                 self.cache.put(blob, bytes.clone());
@@ -160,7 +174,10 @@ impl Shared {
     }
 
     fn external(&self) -> Option<Arc<ExternalPacks>> {
-        self.external.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.external
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     fn blob(&self, blob: BlobHash, location: &BlobLocation) -> Result<Bytes> {
@@ -169,7 +186,11 @@ impl Shared {
         }
         let external = self.external().ok_or_else(|| {
             let object = location.pack.object_name();
-            Error::corrupt(object, u64::from(location.offset), format!("blob {blob} is not in the local pack, and no external volume is set"))
+            Error::corrupt(
+                object,
+                u64::from(location.offset),
+                format!("blob {blob} is not in the local pack, and no external volume is set"),
+            )
         })?;
         let bytes = external.blob(blob, location, &self.cache)?;
         self.cache.put(blob, bytes.clone());
@@ -188,7 +209,10 @@ impl Shared {
     }
 
     fn read(&self, plan: &ReadPlan) -> Result<Bytes> {
-        let parts = plan.extents.iter().map(|extent| part_of(extent, self.blob(extent.blob, &extent.location)?));
+        let parts = plan
+            .extents
+            .iter()
+            .map(|extent| part_of(extent, self.blob(extent.blob, &extent.location)?));
         Ok(assemble(plan, parts.collect::<Result<_>>()?))
     }
 }
@@ -199,7 +223,11 @@ fn part_of(extent: &Extent, blob: Bytes) -> Result<Bytes> {
     let end = start + extent.len as usize;
     if end > blob.len() {
         let object = extent.location.pack.object_name();
-        return Err(Error::corrupt(object, u64::from(extent.location.offset), "a blob is shorter than a file needs"));
+        return Err(Error::corrupt(
+            object,
+            u64::from(extent.location.offset),
+            "a blob is shorter than a file needs",
+        ));
     }
     Ok(blob.slice(start..end))
 }
@@ -235,5 +263,8 @@ fn overlap(plan: &ReadPlan, start: u64, len: usize) -> Option<(Range<usize>, Ran
         return None;
     }
     let at = |position: u64, base: u64| usize::try_from(position - base).ok();
-    Some((at(from, plan.offset)?..at(to, plan.offset)?, at(from, start)?..at(to, start)?))
+    Some((
+        at(from, plan.offset)?..at(to, plan.offset)?,
+        at(from, start)?..at(to, start)?,
+    ))
 }

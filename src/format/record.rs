@@ -86,7 +86,10 @@ impl Identity {
     pub fn parse(object: &str, bytes: &[u8]) -> Result<Identity> {
         let identity: Identity = parse_json(object, bytes)?;
         check_format(object, identity.format)?;
-        identity.uuid().map(|_| identity.clone()).ok_or_else(|| Error::corrupt(object, 0, "no volume UUID"))
+        identity
+            .uuid()
+            .map(|_| identity.clone())
+            .ok_or_else(|| Error::corrupt(object, 0, "no volume UUID"))
     }
 
     /// The volume's UUID.
@@ -104,13 +107,23 @@ impl SegmentEntry {
     /// Of a segment that was just written.
     pub fn of(summary: &SegmentSummary) -> SegmentEntry {
         let sha256 = crate::types::BlobHash(summary.sha256).to_string();
-        SegmentEntry { name: summary.name().to_string(), len: summary.len, entries: summary.entries, sha256 }
+        SegmentEntry {
+            name: summary.name().to_string(),
+            len: summary.len,
+            entries: summary.entries,
+            sha256,
+        }
     }
 
     /// Its parsed name.
     pub fn parsed_name(&self) -> Result<SegmentName> {
-        SegmentName::parse(&self.name)
-            .ok_or_else(|| Error::corrupt("an epoch record", 0, format!("\"{}\" is no segment's name", self.name)))
+        SegmentName::parse(&self.name).ok_or_else(|| {
+            Error::corrupt(
+                "an epoch record",
+                0,
+                format!("\"{}\" is no segment's name", self.name),
+            )
+        })
     }
 }
 
@@ -122,8 +135,14 @@ impl EpochRecord {
 
     /// The epoch and the session in an object name.
     pub fn parse_name(name: &str) -> Option<(Epoch, SessionId)> {
-        let (epoch, session) = name.strip_prefix(EPOCHS_PREFIX)?.strip_suffix(".json")?.split_once('-')?;
-        Some((Epoch(u64::from_be_bytes(parse_hex(epoch)?)), SessionId::parse(session)?))
+        let (epoch, session) = name
+            .strip_prefix(EPOCHS_PREFIX)?
+            .strip_suffix(".json")?
+            .split_once('-')?;
+        Some((
+            Epoch(u64::from_be_bytes(parse_hex(epoch)?)),
+            SessionId::parse(session)?,
+        ))
     }
 
     /// Parses what `object` holds.
@@ -131,8 +150,14 @@ impl EpochRecord {
         let record: EpochRecord = parse_json(object, bytes)?;
         check_format(object, record.format)?;
         let named = EpochRecord::parse_name(object);
-        if named.is_some_and(|(epoch, session)| epoch != record.epoch || session.to_string() != record.session) {
-            return Err(Error::corrupt(object, 0, "its content is of another epoch or session"));
+        if named.is_some_and(|(epoch, session)| {
+            epoch != record.epoch || session.to_string() != record.session
+        }) {
+            return Err(Error::corrupt(
+                object,
+                0,
+                "its content is of another epoch or session",
+            ));
         }
         Ok(record)
     }
@@ -161,14 +186,17 @@ fn encode_json(value: &impl Serialize) -> Vec<u8> {
 }
 
 fn parse_json<T: serde::de::DeserializeOwned>(object: &str, bytes: &[u8]) -> Result<T> {
-    serde_json::from_slice(bytes).map_err(|error| Error::corrupt(object, 0, format!("not readable: {error}")))
+    serde_json::from_slice(bytes)
+        .map_err(|error| Error::corrupt(object, 0, format!("not readable: {error}")))
 }
 
 fn check_format(object: &str, format: u32) -> Result<()> {
     if format == FORMAT {
         return Ok(());
     }
-    Err(Error::Refused(format!("{object} is in format {format}; this version reads format {FORMAT}: use a newer tidefs")))
+    Err(Error::Refused(format!(
+        "{object} is in format {format}; this version reads format {FORMAT}: use a newer tidefs"
+    )))
 }
 
 #[cfg(test)]
@@ -192,7 +220,10 @@ mod tests {
         let name = EpochRecord::name(Epoch(12), session);
         assert_eq!(EpochRecord::parse(&name, &record.encode()).unwrap(), record);
         let other = EpochRecord::name(Epoch(13), session);
-        assert!(matches!(EpochRecord::parse(&other, &record.encode()), Err(Error::Corrupt { .. })));
+        assert!(matches!(
+            EpochRecord::parse(&other, &record.encode()),
+            Err(Error::Corrupt { .. })
+        ));
         assert!(EpochRecord::parse(&name, b"{").is_err());
     }
 }

@@ -187,7 +187,10 @@ mod tests {
     #[test]
     fn times_before_and_after_1970_read_back() {
         for secs in [0, -1, 1, i64::MIN, i64::MAX] {
-            let time = Timestamp { secs, nanos: 999_999_999 };
+            let time = Timestamp {
+                secs,
+                nanos: 999_999_999,
+            };
             let mut out = Vec::new();
             put_timestamp(&mut out, time);
             assert_eq!(Reader::new(&out).timestamp(), Some(time));

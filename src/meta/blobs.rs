@@ -13,7 +13,9 @@ impl BlobIndex {
     }
     /// Notes it.
     pub fn insert(&self, blob: BlobHash, location: BlobLocation) -> Result<()> {
-        if let Ok(mut map) = self.0.lock() { map.insert(blob, location); }
+        if let Ok(mut map) = self.0.lock() {
+            map.insert(blob, location);
+        }
         Ok(())
     }
 }

@@ -71,6 +71,17 @@ pub struct OverlayLen {
     pub closing: usize,
 }
 
+/// Where a change is on its way down.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ChangeLayer {
+    /// In memory only.
+    Active,
+    /// In the journal, not yet in a segment.
+    Journal,
+    /// In a segment.
+    Base,
+}
+
 /// A consistent look at the metadata. Holds the lock: keep it short.
 #[derive(Debug)]
 pub struct Reading<'a> {
@@ -321,6 +332,27 @@ impl Overlay {
     /// Another base takes over, one that holds the same entries.
     pub fn set_base(&self, base: Arc<dyn Base>) {
         self.write_layers().base = base;
+    }
+
+    /// In which layer the newest change of `key` is.
+    pub fn newest_change(&self, key: &[u8]) -> Result<ChangeLayer> {
+        let layers = self.read_layers();
+        if layers.active.changes.contains_key(key)
+            || layers
+                .committing
+                .as_ref()
+                .is_some_and(|c| c.contains_key(key))
+        {
+            return Ok(ChangeLayer::Active);
+        }
+        let is_closing = layers
+            .closing
+            .iter()
+            .any(|changes| changes.contains_key(key));
+        if layers.epoch.changes.contains_key(key) || is_closing {
+            return Ok(ChangeLayer::Journal);
+        }
+        Ok(ChangeLayer::Base)
     }
 
     /// How much the layers hold.

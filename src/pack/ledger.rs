@@ -106,7 +106,13 @@ impl Record {
             4 => Kind::Gone,
             _ => return None,
         };
-        Some(Record { kind, id: reader.array()?, len: reader.u32()?, time: reader.u64()?, external: Uuid(reader.array()?) })
+        Some(Record {
+            kind,
+            id: reader.array()?,
+            len: reader.u32()?,
+            time: reader.u64()?,
+            external: Uuid(reader.array()?),
+        })
     }
 }
 
@@ -119,12 +125,29 @@ impl Ledger {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
             Err(error) => return Err(Error::io("read", &path)(error)),
         };
-        let file = OpenOptions::new().create(true).append(true).open(&path).map_err(Error::io("open", &path))?;
+        let file = OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(&path)
+            .map_err(Error::io("open", &path))?;
         // A record is only ever appended at a multiple of its length.
-        file.set_len((bytes.len() - bytes.len() % RECORD_LEN) as u64).map_err(Error::io("truncate", &path))?;
-        let mut inner = Inner { file, external, packs: BTreeMap::new(), archived: Epoch(0), unsynced: false };
-        bytes.chunks_exact(RECORD_LEN).filter_map(Record::decode).for_each(|record| inner.note(&record));
-        Ok(Ledger { path, inner: Mutex::new(inner) })
+        file.set_len((bytes.len() - bytes.len() % RECORD_LEN) as u64)
+            .map_err(Error::io("truncate", &path))?;
+        let mut inner = Inner {
+            file,
+            external,
+            packs: BTreeMap::new(),
+            archived: Epoch(0),
+            unsynced: false,
+        };
+        bytes
+            .chunks_exact(RECORD_LEN)
+            .filter_map(Record::decode)
+            .for_each(|record| inner.note(&record));
+        Ok(Ledger {
+            path,
+            inner: Mutex::new(inner),
+        })
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -133,21 +156,51 @@ impl Ledger {
 
     fn append(&self, record: &Record) -> Result<()> {
         let mut inner = self.lock();
-        inner.file.write_all(&record.encode()).map_err(Error::io("write", &self.path))?;
+        inner
+            .file
+            .write_all(&record.encode())
+            .map_err(Error::io("write", &self.path))?;
         inner.unsynced = true;
         inner.note(record);
         Ok(())
     }
 
+    /// Uploads count for this volume from now on.
+    pub fn set_external(&self, external: Uuid) -> Result<()> {
+        self.sync()?;
+        let bytes = std::fs::read(&self.path).map_err(Error::io("read", &self.path))?;
+        let mut inner = self.lock();
+        inner.external = external;
+        inner.packs.clear();
+        inner.archived = Epoch(0);
+        bytes
+            .chunks_exact(RECORD_LEN)
+            .filter_map(Record::decode)
+            .for_each(|record| inner.note(&record));
+        Ok(())
+    }
+
     /// A pack is whole on the local disk.
     pub fn sealed(&self, pack: PackId, len: u32) -> Result<()> {
-        self.append(&Record { kind: Kind::Sealed, id: pack.0, len, time: 0, external: Uuid([0; 16]) })
+        self.append(&Record {
+            kind: Kind::Sealed,
+            id: pack.0,
+            len,
+            time: 0,
+            external: Uuid([0; 16]),
+        })
     }
 
     /// A pack is on the external volume.
     pub fn uploaded(&self, pack: PackId, len: u32, verified_at: u64) -> Result<()> {
         let external = self.lock().external;
-        self.append(&Record { kind: Kind::Uploaded, id: pack.0, len, time: verified_at, external })
+        self.append(&Record {
+            kind: Kind::Uploaded,
+            id: pack.0,
+            len,
+            time: verified_at,
+            external,
+        })
     }
 
     /// The external volume has everything up to `epoch`.
@@ -155,19 +208,34 @@ impl Ledger {
         let external = self.lock().external;
         let mut id = [0; 16];
         id[..8].copy_from_slice(&epoch.0.to_le_bytes());
-        self.append(&Record { kind: Kind::Archived, id, len: 0, time, external })
+        self.append(&Record {
+            kind: Kind::Archived,
+            id,
+            len: 0,
+            time,
+            external,
+        })
     }
 
     /// A pack is neither here nor there any more.
     pub fn gone(&self, pack: PackId) -> Result<()> {
-        self.append(&Record { kind: Kind::Gone, id: pack.0, len: 0, time: 0, external: Uuid([0; 16]) })
+        self.append(&Record {
+            kind: Kind::Gone,
+            id: pack.0,
+            len: 0,
+            time: 0,
+            external: Uuid([0; 16]),
+        })
     }
 
     /// Makes what was noted so far survive a power cut.
     pub fn sync(&self) -> Result<()> {
         let mut inner = self.lock();
         if inner.unsynced {
-            inner.file.sync_data().map_err(Error::io("sync", &self.path))?;
+            inner
+                .file
+                .sync_data()
+                .map_err(Error::io("sync", &self.path))?;
             inner.unsynced = false;
         }
         Ok(())
@@ -186,13 +254,23 @@ impl Ledger {
     /// Packs that are sealed and not uploaded, oldest name first, up to `count_max`.
     pub fn to_upload(&self, count_max: usize) -> Vec<(PackId, PackEntry)> {
         let inner = self.lock();
-        let waiting = inner.packs.iter().filter(|(_, entry)| entry.state == PackState::Sealed);
-        waiting.take(count_max).map(|(pack, entry)| (*pack, *entry)).collect()
+        let waiting = inner
+            .packs
+            .iter()
+            .filter(|(_, entry)| entry.state == PackState::Sealed);
+        waiting
+            .take(count_max)
+            .map(|(pack, entry)| (*pack, *entry))
+            .collect()
     }
 
     /// All packs.
     pub fn all(&self) -> Vec<(PackId, PackEntry)> {
-        self.lock().packs.iter().map(|(pack, entry)| (*pack, *entry)).collect()
+        self.lock()
+            .packs
+            .iter()
+            .map(|(pack, entry)| (*pack, *entry))
+            .collect()
     }
 
     /// Counts and bytes of packs: not uploaded, and all.
@@ -229,15 +307,29 @@ impl Inner {
         let pack = PackId(record.id);
         match record.kind {
             Kind::Sealed => {
-                let entry = PackEntry { len: record.len, state: PackState::Sealed };
+                let entry = PackEntry {
+                    len: record.len,
+                    state: PackState::Sealed,
+                };
                 self.packs.entry(pack).or_insert(entry);
             }
             Kind::Uploaded if record.external == self.external => {
-                let state = PackState::Uploaded { verified_at: record.time };
-                self.packs.insert(pack, PackEntry { len: record.len, state });
+                let state = PackState::Uploaded {
+                    verified_at: record.time,
+                };
+                self.packs.insert(
+                    pack,
+                    PackEntry {
+                        len: record.len,
+                        state,
+                    },
+                );
             }
             Kind::Archived if record.external == self.external => {
-                let number = record.id.first_chunk::<8>().map_or(0, |bytes| u64::from_le_bytes(*bytes));
+                let number = record
+                    .id
+                    .first_chunk::<8>()
+                    .map_or(0, |bytes| u64::from_le_bytes(*bytes));
                 self.archived = self.archived.max(Epoch(number));
             }
             Kind::Gone => {
@@ -245,7 +337,10 @@ impl Inner {
             }
             Kind::Uploaded => {
                 // Uploaded to another volume: for this one it is as good as sealed, if it is still whole here.
-                let entry = PackEntry { len: record.len, state: PackState::Sealed };
+                let entry = PackEntry {
+                    len: record.len,
+                    state: PackState::Sealed,
+                };
                 self.packs.entry(pack).or_insert(entry);
             }
             Kind::Archived => {}
@@ -273,9 +368,26 @@ mod tests {
         ledger.uploaded(pack(1), 100, 5).unwrap();
         ledger.archived(Epoch(9), 6).unwrap();
         let again = Ledger::open(dir.path(), HERE).unwrap();
-        assert_eq!(again.to_upload(9), [(pack(2), PackEntry { len: 200, state: PackState::Sealed })]);
+        assert_eq!(
+            again.to_upload(9),
+            [(
+                pack(2),
+                PackEntry {
+                    len: 200,
+                    state: PackState::Sealed
+                }
+            )]
+        );
         assert_eq!(again.archived_epoch(), Epoch(9));
-        assert_eq!(again.totals(), Totals { packs: 2, bytes: 300, unsent_packs: 1, unsent_bytes: 200 });
+        assert_eq!(
+            again.totals(),
+            Totals {
+                packs: 2,
+                bytes: 300,
+                unsent_packs: 1,
+                unsent_bytes: 200
+            }
+        );
     }
 
     #[test]

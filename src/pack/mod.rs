@@ -1,11 +1,16 @@
 //! Pack files: written once, read by record, sealed, verified, punched.
+//!
+//! `store` is the door; what is on the external volume is `ledger`'s to remember, and going there is
+//! not this room's business.
 
-pub mod buffer;
+mod buffer;
 pub mod ledger;
 pub mod punch;
 pub mod read;
 pub mod recover;
 pub mod store;
 pub mod sync;
+#[cfg(test)]
+mod testkit;
 pub mod verify;
 pub mod writer;

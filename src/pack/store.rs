@@ -58,7 +58,9 @@ struct Shared {
 
 impl std::fmt::Debug for Shared {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("PackStore").field("root", &self.root).finish_non_exhaustive()
+        f.debug_struct("PackStore")
+            .field("root", &self.root)
+            .finish_non_exhaustive()
     }
 }
 
@@ -76,7 +78,10 @@ struct Open {
 
 impl PackStore {
     /// The packs below `root`, new ones named by `session`.
-    #[expect(clippy::too_many_arguments, reason = "each is an owner's own part, named where it is made")]
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "each is an owner's own part, named where it is made"
+    )]
     pub fn start(
         root: &Path,
         volume: [u8; 16],
@@ -95,7 +100,10 @@ impl PackStore {
             clock,
             ledger,
             blobs,
-            open: Mutex::new(Open { next_count: 1, ..Open::default() }),
+            open: Mutex::new(Open {
+                next_count: 1,
+                ..Open::default()
+            }),
             sealed: Condvar::new(),
             readers: Mutex::default(),
             on_sealed,
@@ -108,7 +116,10 @@ impl PackStore {
                 .spawn(move || full.into_iter().for_each(|writer| shared.seal(writer)))
                 .map_err(Error::io("start", "the sealer thread"))?
         };
-        Ok(PackStore { shared, sealer: Mutex::new(Some((queue, sealer))) })
+        Ok(PackStore {
+            shared,
+            sealer: Mutex::new(Some((queue, sealer))),
+        })
     }
 
     /// The ledger.
@@ -135,11 +146,22 @@ impl PackStore {
     }
 
     /// Appends a blob. Readable at once; durable after the next [`PackStore::sync`].
-    pub fn append(&self, blob: BlobHash, codec: Codec, plain_len: u32, stored: &[u8]) -> Result<BlobLocation> {
-        let stored_len = u32::try_from(stored.len()).map_err(|_| Error::Refused("a blob of over 4 GiB".into()))?;
+    pub fn append(
+        &self,
+        blob: BlobHash,
+        codec: Codec,
+        plain_len: u32,
+        stored: &[u8],
+    ) -> Result<BlobLocation> {
+        let stored_len = u32::try_from(stored.len())
+            .map_err(|_| Error::Refused("a blob of over 4 GiB".into()))?;
         let mut open = self.shared.lock();
         let mut full = None;
-        if open.writer.as_ref().is_some_and(|writer| writer.is_full(stored_len)) {
+        if open
+            .writer
+            .as_ref()
+            .is_some_and(|writer| writer.is_full(stored_len))
+        {
             full = self.shared.take_writer(&mut open)?;
         }
         let writer = self.shared.writer(&mut open)?;
@@ -159,7 +181,11 @@ impl PackStore {
             sealer.as_ref().map(|(queue, _)| queue.clone())
         };
         let sent = queue.is_some_and(|queue| queue.send(writer).is_ok());
-        if sent { Ok(()) } else { Err(Error::Poisoned("the sealer is gone".into())) }
+        if sent {
+            Ok(())
+        } else {
+            Err(Error::Poisoned("the sealer is gone".into()))
+        }
     }
 
     /// Makes everything appended so far survive a power cut, and says how far each pack now does.
@@ -177,7 +203,10 @@ impl PackStore {
             .into_iter()
             .map(|(pack, ticket)| {
                 ticket.sync().inspect_err(|error| self.shared.fail(error))?;
-                Ok(PackExtent { pack, len: ticket.len() })
+                Ok(PackExtent {
+                    pack,
+                    len: ticket.len(),
+                })
             })
             .collect()
     }
@@ -187,7 +216,11 @@ impl PackStore {
         let full = {
             let mut open = self.shared.lock();
             let is_idle = open.last_append.is_some_and(|last| last.elapsed() >= idle);
-            if is_idle { self.shared.take_writer(&mut open)? } else { None }
+            if is_idle {
+                self.shared.take_writer(&mut open)?
+            } else {
+                None
+            }
         };
         full.map_or(Ok(()), |writer| self.hand_over(writer))
     }
@@ -204,7 +237,11 @@ impl PackStore {
         }
         let mut open = self.shared.lock();
         while open.sealing_count > 0 && open.failure.is_none() {
-            open = self.shared.sealed.wait(open).unwrap_or_else(PoisonError::into_inner);
+            open = self
+                .shared
+                .sealed
+                .wait(open)
+                .unwrap_or_else(PoisonError::into_inner);
         }
         open.check()?;
         drop(open);
@@ -218,7 +255,8 @@ impl PackStore {
             let open = self.shared.lock();
             if let Some(writer) = &open.writer
                 && writer.id() == location.pack
-                && u64::from(location.offset) + crate::pack::read::record_read_len(location) as u64 > u64::from(writer.written_len())
+                && u64::from(location.offset) + crate::pack::read::record_read_len(location) as u64
+                    > u64::from(writer.written_len())
             {
                 return read_record(writer, location, blob);
             }
@@ -248,7 +286,11 @@ impl PackStore {
 
 impl Drop for PackStore {
     fn drop(&mut self) {
-        let sealer = self.sealer.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let sealer = self
+            .sealer
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
         if let Some((queue, thread)) = sealer {
             drop(queue);
             // A sealer that panicked leaves unsealed packs, which the next recovery seals.
@@ -259,7 +301,9 @@ impl Drop for PackStore {
 
 impl Open {
     fn check(&self) -> Result<()> {
-        self.failure.as_ref().map_or(Ok(()), |failure| Err(Error::Poisoned(failure.clone())))
+        self.failure
+            .as_ref()
+            .map_or(Ok(()), |failure| Err(Error::Poisoned(failure.clone())))
     }
 }
 
@@ -269,7 +313,8 @@ impl Shared {
             Ok(open) => open,
             Err(poisoned) => {
                 let mut open = poisoned.into_inner();
-                open.failure.get_or_insert_with(|| "a thread panicked while it appended to a pack".into());
+                open.failure
+                    .get_or_insert_with(|| "a thread panicked while it appended to a pack".into());
                 open
             }
         }
@@ -303,7 +348,9 @@ impl Shared {
 
     /// Takes the open pack out to be sealed. Everything of it is in the file and has a ticket.
     fn take_writer(&self, open: &mut Open) -> Result<Option<PackWriter>> {
-        let Some(mut writer) = open.writer.take() else { return Ok(None) };
+        let Some(mut writer) = open.writer.take() else {
+            return Ok(None);
+        };
         let ticket = writer.flush_and_pad().inspect_err(|error| {
             open.failure.get_or_insert_with(|| error.chain());
         })?;
@@ -314,7 +361,9 @@ impl Shared {
     }
 
     fn seal(&self, writer: PackWriter) {
-        let sealed = writer.seal().and_then(|SealedPack { id, len, .. }| self.ledger.sealed(id, len).map(|()| id));
+        let sealed = writer
+            .seal()
+            .and_then(|SealedPack { id, len, .. }| self.ledger.sealed(id, len).map(|()| id));
         let mut open = self.lock();
         open.sealing_count -= 1;
         match &sealed {
@@ -341,12 +390,17 @@ impl Shared {
         let path = self.root.join(pack.object_name());
         let reader = match LocalPack::open(&path) {
             Ok(reader) => Arc::new(reader),
-            Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {
+                return Ok(None);
+            }
             Err(error) => return Err(error),
         };
         let mut readers = self.readers();
         if readers.len() >= READERS_MAX {
-            let oldest = readers.iter().min_by_key(|(_, (_, used))| *used).map(|(pack, _)| *pack);
+            let oldest = readers
+                .iter()
+                .min_by_key(|(_, (_, used))| *used)
+                .map(|(pack, _)| *pack);
             oldest.map(|pack| readers.remove(&pack));
         }
         readers.insert(pack, (Arc::clone(&reader), now));

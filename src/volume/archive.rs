@@ -12,7 +12,9 @@ use crate::error::{Error, Result};
 use crate::failpoint;
 use crate::format::keys::Changes;
 use crate::format::record::{EpochRecord, FORMAT, SegmentEntry};
-use crate::format::segment::{BlockCache, FileSource, Segment, SegmentScope, SegmentSummary, SegmentWriter};
+use crate::format::segment::{
+    BlockCache, FileSource, Segment, SegmentScope, SegmentSummary, SegmentWriter,
+};
 use crate::meta::view::{View, merge_segments};
 use crate::types::{Epoch, Lsn, PackId, SessionId, Uuid};
 use crate::volume::settings::{rewrite, sync_dir};
@@ -63,28 +65,50 @@ pub struct Archive {
 
 impl Archive {
     /// Reads the newest record of the backup path `root` and opens its segments.
-    pub fn open(root: &Path, volume: Uuid, session: SessionId, cache: Arc<BlockCache>) -> Result<Archive> {
+    pub fn open(
+        root: &Path,
+        volume: Uuid,
+        session: SessionId,
+        cache: Arc<BlockCache>,
+    ) -> Result<Archive> {
         let record = newest_local_record(root)?;
         let mut segments = Vec::new();
         for entry in record.iter().flat_map(|record| &record.segments) {
             segments.push(open_segment(root, entry, &cache)?);
         }
         let at = record.as_ref().map_or(Epoch(0), |record| record.epoch);
-        let newest = Archived { record, view: View::new(at, segments)?, last_pack: None };
-        Ok(Archive { root: root.to_owned(), volume, session, cache, newest: Mutex::new(newest) })
+        let newest = Archived {
+            record,
+            view: View::new(at, segments)?,
+            last_pack: None,
+        };
+        Ok(Archive {
+            root: root.to_owned(),
+            volume,
+            session,
+            cache,
+            newest: Mutex::new(newest),
+        })
     }
 
     /// The newest epoch that is whole here.
     pub fn newest(&self) -> Archived {
-        self.newest.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.newest
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     /// Writes the segment and the record of a closed epoch, merging where a tier is full. Returns the
     /// segments that no newer record names any more.
     pub fn close(&self, closed: &ClosedEpoch) -> Result<Vec<SegmentEntry>> {
         let before = self.newest();
-        let scope =
-            SegmentScope { volume: self.volume.0, session: self.session, first: closed.epoch, last: closed.epoch };
+        let scope = SegmentScope {
+            volume: self.volume.0,
+            session: self.session,
+            first: closed.epoch,
+            last: closed.epoch,
+        };
         let written = self.write_segment(|out, path| {
             let mut writer = SegmentWriter::new(out, path, scope)?;
             for (key, value) in closed.changes.iter() {
@@ -92,14 +116,19 @@ impl Archive {
             }
             writer.finish()
         })?;
-        let mut segments: Vec<SegmentEntry> = before.record.iter().flat_map(|record| record.segments.clone()).collect();
+        let mut segments: Vec<SegmentEntry> = before
+            .record
+            .iter()
+            .flat_map(|record| record.segments.clone())
+            .collect();
         let mut open = before.view.segments().to_vec();
         segments.push(SegmentEntry::of(&written));
         open.push(self.reopen(segments.last())?);
         let mut replaced = Vec::new();
         while let Some(from) = full_tier(&segments) {
             let inputs = open.split_off(from);
-            let merged = self.write_segment(|out, path| merge_segments(&inputs, out, path, self.session))?;
+            let merged =
+                self.write_segment(|out, path| merge_segments(&inputs, out, path, self.session))?;
             replaced.extend(segments.split_off(from));
             segments.push(SegmentEntry::of(&merged));
             open.push(self.reopen(segments.last())?);
@@ -110,15 +139,26 @@ impl Archive {
             epoch: closed.epoch,
             session: self.session.to_string(),
             time: closed.time,
-            parent: before.record.as_ref().map(|parent| EpochRecord::hash(&parent.encode())),
+            parent: before
+                .record
+                .as_ref()
+                .map(|parent| EpochRecord::hash(&parent.encode())),
             lsn: closed.lsn.0,
             segments,
             mac: None,
         };
         failpoint::hit(failpoint::AFTER_SEGMENT);
-        rewrite(&self.root.join(EpochRecord::name(record.epoch, self.session)), &record.encode())?;
-        let newest =
-            Archived { view: View::new(record.epoch, open)?, record: Some(record), last_pack: closed.last_pack };
+        rewrite(
+            &self
+                .root
+                .join(EpochRecord::name(record.epoch, self.session)),
+            &record.encode(),
+        )?;
+        let newest = Archived {
+            view: View::new(record.epoch, open)?,
+            record: Some(record),
+            last_pack: closed.last_pack,
+        };
         *self.newest.lock().unwrap_or_else(PoisonError::into_inner) = newest;
         Ok(replaced)
     }
@@ -146,7 +186,9 @@ impl Archive {
         let temporary = dir.join(".new");
         let file = File::create(&temporary).map_err(Error::io("create", &temporary))?;
         let (summary, out) = write(BufWriter::with_capacity(1 << 20, file), &temporary)?;
-        let file = out.into_inner().map_err(|error| Error::io("write", &temporary)(error.into_error()))?;
+        let file = out
+            .into_inner()
+            .map_err(|error| Error::io("write", &temporary)(error.into_error()))?;
         file.sync_all().map_err(Error::io("sync", &temporary))?;
         let path = self.root.join(summary.name().to_string());
         fs::rename(&temporary, &path).map_err(Error::io("rename", &temporary))?;
@@ -156,7 +198,11 @@ impl Archive {
 }
 
 /// Opens a local segment and checks that it is the one the record means.
-fn open_segment(root: &Path, entry: &SegmentEntry, cache: &Arc<BlockCache>) -> Result<Arc<Segment>> {
+fn open_segment(
+    root: &Path,
+    entry: &SegmentEntry,
+    cache: &Arc<BlockCache>,
+) -> Result<Arc<Segment>> {
     let name = entry.parsed_name()?;
     let path = root.join(&entry.name);
     let segment = Segment::open(Arc::new(FileSource::open(&path)?), Arc::clone(cache))?;
@@ -175,7 +221,11 @@ pub fn check_segment(
     if summary.name() == name && summary.len == entry.len {
         Ok(())
     } else {
-        Err(Error::corrupt(object, 0, "its footer is not the one the epoch record names"))
+        Err(Error::corrupt(
+            object,
+            0,
+            "its footer is not the one the epoch record names",
+        ))
     }
 }
 
@@ -185,19 +235,29 @@ fn newest_local_record(root: &Path) -> Result<Option<EpochRecord>> {
     let mut newest: Option<(Epoch, SessionId)> = None;
     for entry in fs::read_dir(&dir).map_err(Error::io("list", &dir))? {
         let entry = entry.map_err(Error::io("list", &dir))?;
-        let name = format!("{}{}", crate::format::record::EPOCHS_PREFIX, entry.file_name().to_string_lossy());
+        let name = format!(
+            "{}{}",
+            crate::format::record::EPOCHS_PREFIX,
+            entry.file_name().to_string_lossy()
+        );
         if let Some(found) = EpochRecord::parse_name(&name) {
             newest = newest.max(Some(found));
         }
     }
-    let Some((epoch, session)) = newest else { return Ok(None) };
+    let Some((epoch, session)) = newest else {
+        return Ok(None);
+    };
     let name = EpochRecord::name(epoch, session);
     let path = root.join(&name);
     let bytes = fs::read(&path).map_err(Error::io("read", &path))?;
-    EpochRecord::parse(&name, &bytes).map(Some).map_err(|error| match error {
-        Error::Corrupt { offset, reason, .. } => Error::corrupt(path.display().to_string(), offset, reason),
-        other => other,
-    })
+    EpochRecord::parse(&name, &bytes)
+        .map(Some)
+        .map_err(|error| match error {
+            Error::Corrupt { offset, reason, .. } => {
+                Error::corrupt(path.display().to_string(), offset, reason)
+            }
+            other => other,
+        })
 }
 
 /// Where the last full tier begins: the newest segments, as many as a tier holds, none larger than it.
@@ -214,7 +274,10 @@ fn full_tier(segments: &[SegmentEntry]) -> Option<usize> {
     };
     let newest = segments.get(from..)?;
     let oldest_tier = newest.first().map(tier_of)?;
-    newest.iter().all(|segment| tier_of(segment) <= oldest_tier).then_some(from)
+    newest
+        .iter()
+        .all(|segment| tier_of(segment) <= oldest_tier)
+        .then_some(from)
 }
 
 #[cfg(test)]
@@ -222,7 +285,12 @@ mod tests {
     use super::*;
 
     fn entry(len: u64) -> SegmentEntry {
-        SegmentEntry { name: String::new(), len, entries: 0, sha256: String::new() }
+        SegmentEntry {
+            name: String::new(),
+            len,
+            entries: 0,
+            sha256: String::new(),
+        }
     }
 
     #[test]
@@ -230,9 +298,15 @@ mod tests {
         let small = || entry(1000);
         let few: Vec<_> = (0..7).map(|_| small()).collect();
         assert_eq!(full_tier(&few), None);
-        let full: Vec<_> = std::iter::once(entry(1 << 30)).chain((0..8).map(|_| small())).collect();
+        let full: Vec<_> = std::iter::once(entry(1 << 30))
+            .chain((0..8).map(|_| small()))
+            .collect();
         assert_eq!(full_tier(&full), Some(1));
         let mixed: Vec<_> = (0..7).map(|_| small()).chain([entry(1 << 30)]).collect();
-        assert_eq!(full_tier(&mixed), None, "a large new one waits for its own tier");
+        assert_eq!(
+            full_tier(&mixed),
+            None,
+            "a large new one waits for its own tier"
+        );
     }
 }

@@ -23,6 +23,7 @@ use crate::types::{Epoch, Timestamp};
 use crate::volume::archive::ClosedEpoch;
 use crate::volume::files::Files;
 use crate::volume::health::Health;
+use crate::volume::indexer::ArchiveTask;
 use crate::volume::tree::Answer;
 
 /// At most this much is at risk without fsync.
@@ -44,7 +45,7 @@ pub struct CommitParts {
     /// Where changes go.
     pub journal: Arc<Mutex<JournalWriter>>,
     /// Where closed epochs go.
-    pub closed: Sender<Closing>,
+    pub closed: Sender<ArchiveTask>,
     /// Stops everything after a failure.
     pub health: Arc<Health>,
     /// The wall time.
@@ -65,7 +66,9 @@ pub struct Closing {
 
 impl std::fmt::Debug for Closing {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Closing").field("epoch", &self.epoch).finish_non_exhaustive()
+        f.debug_struct("Closing")
+            .field("epoch", &self.epoch)
+            .finish_non_exhaustive()
     }
 }
 
@@ -129,15 +132,21 @@ impl CommitQueue {
         let mut requests = self.lock();
         loop {
             let now = Instant::now();
-            let is_asked =
-                requests.stop || requests.pressure || !requests.commits.is_empty() || !requests.closings.is_empty();
+            let is_asked = requests.stop
+                || requests.pressure
+                || !requests.commits.is_empty()
+                || !requests.closings.is_empty();
             if is_asked || now >= deadline {
                 let stop = requests.stop;
                 let taken = std::mem::take(&mut *requests);
                 requests.stop = stop;
                 return taken;
             }
-            requests = self.asked.wait_timeout(requests, deadline - now).unwrap_or_else(PoisonError::into_inner).0;
+            requests = self
+                .asked
+                .wait_timeout(requests, deadline - now)
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
         }
     }
 }
@@ -155,7 +164,12 @@ pub struct Committer {
 impl Committer {
     /// Commits into `epoch` from now on.
     pub fn new(parts: CommitParts, epoch: Epoch) -> Committer {
-        Committer { parts, epoch, epoch_opened: Instant::now(), refused: None }
+        Committer {
+            parts,
+            epoch,
+            epoch_opened: Instant::now(),
+            refused: None,
+        }
     }
 
     /// Runs until it is stopped.
@@ -164,7 +178,8 @@ impl Committer {
         loop {
             let requests = queue.next(last_round + COMMIT_INTERVAL);
             let is_due = last_round.elapsed() >= COMMIT_INTERVAL;
-            let settle = is_due || requests.pressure || requests.stop || !requests.closings.is_empty();
+            let settle =
+                is_due || requests.pressure || requests.stop || !requests.closings.is_empty();
             if settle {
                 last_round = Instant::now();
                 self.settle_files();
@@ -221,7 +236,11 @@ impl Committer {
         crate::failpoint::hit(crate::failpoint::BEFORE_PACK_SYNC);
         let packs = self.parts.packs.sync()?;
         crate::failpoint::hit(crate::failpoint::BEFORE_FRAME);
-        let mut journal = self.parts.journal.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut journal = self
+            .parts
+            .journal
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         journal.append(self.epoch, &packs, frozen)?;
         drop(journal);
         crate::failpoint::hit(crate::failpoint::AFTER_FRAME);
@@ -245,8 +264,15 @@ impl Committer {
         let name = names.into_iter().flatten().next_back();
         match self.try_close(name) {
             Ok(Some(epoch)) => {
-                if self.parts.closed.send(Closing { epoch, answers }).is_err() {
-                    self.parts.health.fail(Error::Poisoned("the archive thread is gone".into()));
+                if self
+                    .parts
+                    .closed
+                    .send(ArchiveTask::Close(Box::new(Closing { epoch, answers })))
+                    .is_err()
+                {
+                    self.parts
+                        .health
+                        .fail(Error::Poisoned("the archive thread is gone".into()));
                 }
             }
             Ok(None) => {
@@ -254,7 +280,9 @@ impl Committer {
                 answers.into_iter().for_each(|answer| answer(Ok(last)));
             }
             Err(error) => {
-                answers.into_iter().for_each(|answer| answer(Err(again(&error))));
+                answers
+                    .into_iter()
+                    .for_each(|answer| answer(Err(again(&error))));
             }
         }
     }
@@ -271,9 +299,19 @@ impl Committer {
             Ok(())
         })?;
         self.commit()?;
-        self.parts.packs.seal_all().map_err(|error| self.parts.health.fail(error))?;
-        let Some(changes) = self.parts.overlay.close_epoch() else { return Ok(None) };
-        let lsn = self.parts.journal.lock().unwrap_or_else(PoisonError::into_inner).next_lsn();
+        self.parts
+            .packs
+            .seal_all()
+            .map_err(|error| self.parts.health.fail(error))?;
+        let Some(changes) = self.parts.overlay.close_epoch() else {
+            return Ok(None);
+        };
+        let lsn = self
+            .parts
+            .journal
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .next_lsn();
         let closed = ClosedEpoch {
             epoch: self.epoch,
             time: now.secs,

@@ -52,7 +52,11 @@ impl DirtyRanges {
     pub fn write(&mut self, offset: u64, bytes: &[u8]) -> usize {
         let before = self.len_bytes;
         let end = offset + bytes.len() as u64;
-        let joined = self.runs.range_mut(..=offset).next_back().filter(|(start, run)| *start + run.len() as u64 >= offset);
+        let joined = self
+            .runs
+            .range_mut(..=offset)
+            .next_back()
+            .filter(|(start, run)| *start + run.len() as u64 >= offset);
         let start = if let Some((&start, run)) = joined {
             let at = usize::try_from(offset - start).unwrap_or(usize::MAX);
             let overlap = (run.len() - at).min(bytes.len());
@@ -75,8 +79,12 @@ impl DirtyRanges {
     /// Lets the run at `start`, whose newest bytes end at `end`, swallow the runs it now touches.
     fn join_following(&mut self, start: u64, end: u64) {
         while let Some((&next, _)) = self.runs.range(start + 1..=end).next() {
-            let Some(swallowed) = self.runs.remove(&next) else { return };
-            let covered = usize::try_from(end - next).unwrap_or(usize::MAX).min(swallowed.len());
+            let Some(swallowed) = self.runs.remove(&next) else {
+                return;
+            };
+            let covered = usize::try_from(end - next)
+                .unwrap_or(usize::MAX)
+                .min(swallowed.len());
             self.len_bytes -= covered;
             if let Some(run) = self.runs.get_mut(&start) {
                 run.extend_from_slice(swallowed.get(covered..).unwrap_or_default());
@@ -86,14 +94,22 @@ impl DirtyRanges {
 
     /// The parts of the runs that lie in `start..end`.
     pub fn overlapping(&self, start: u64, end: u64) -> Vec<Piece> {
-        let before = self.runs.range(..=start).next_back().map_or(start, |(run, _)| *run);
+        let before = self
+            .runs
+            .range(..=start)
+            .next_back()
+            .map_or(start, |(run, _)| *run);
         let runs = self.runs.range(before..end);
         runs.filter_map(|(&run_start, run)| {
             let from = start.max(run_start);
             let to = end.min(run_start + run.len() as u64);
-            let range = usize::try_from(from - run_start).ok()?..usize::try_from(to.checked_sub(run_start)?).ok()?;
+            let range = usize::try_from(from - run_start).ok()?
+                ..usize::try_from(to.checked_sub(run_start)?).ok()?;
             let bytes = run.get(range).filter(|part| !part.is_empty())?;
-            Some(Piece { start: from, bytes: Bytes::copy_from_slice(bytes) })
+            Some(Piece {
+                start: from,
+                bytes: Bytes::copy_from_slice(bytes),
+            })
         })
         .collect()
     }
@@ -109,12 +125,19 @@ impl DirtyRanges {
             .map(|(start, _)| *start)
             .collect();
         for start in ready {
-            let Some(run) = self.runs.remove(&start) else { continue };
+            let Some(run) = self.runs.remove(&start) else {
+                continue;
+            };
             let run = Bytes::from(run);
             let mut at = 0;
             while at < run.len() {
-                let Some(len) = chunker.cut(start + at as u64, &run[at..], all) else { break };
-                pieces.push(Piece { start: start + at as u64, bytes: run.slice(at..at + len) });
+                let Some(len) = chunker.cut(start + at as u64, &run[at..], all) else {
+                    break;
+                };
+                pieces.push(Piece {
+                    start: start + at as u64,
+                    bytes: run.slice(at..at + len),
+                });
                 at += len;
             }
             self.len_bytes -= at;

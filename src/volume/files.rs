@@ -79,7 +79,11 @@ pub struct Files {
 impl Files {
     /// None open.
     pub fn new(overlay: Arc<Overlay>, ingest: Arc<Ingest>) -> Files {
-        Files { table: Mutex::default(), overlay, ingest }
+        Files {
+            table: Mutex::default(),
+            overlay,
+            ingest,
+        }
     }
 
     fn table(&self) -> MutexGuard<'_, HashMap<Ino, (Arc<OpenFile>, u32)>> {
@@ -92,7 +96,9 @@ impl Files {
         let reading = self.overlay.read();
         let inode = namespace::inode_of(&reading, ino)?;
         let mut table = self.table();
-        let (file, count) = table.entry(ino).or_insert_with(|| (Arc::new(OpenFile::new(ino, inode.size)), 0));
+        let (file, count) = table
+            .entry(ino)
+            .or_insert_with(|| (Arc::new(OpenFile::new(ino, inode.size)), 0));
         *count += 1;
         Ok(Arc::clone(file))
     }
@@ -109,11 +115,14 @@ impl Files {
 
     /// Everything that is open.
     pub fn all(&self) -> Vec<Arc<OpenFile>> {
-        self.table().values().map(|(file, _)| Arc::clone(file)).collect()
+        self.table()
+            .values()
+            .map(|(file, _)| Arc::clone(file))
+            .collect()
     }
 
     /// An opening ends. After the last one, a file without a name is removed.
-    pub fn release(&self, ino: Ino, now: Timestamp) -> Result<()> {
+    pub fn release(&self, ino: Ino) -> Result<()> {
         let flushed = match self.get(ino) {
             Some(file) => self.flush(&file),
             None => return Ok(()),
@@ -131,16 +140,29 @@ impl Files {
         if was_last {
             self.overlay.transact(|tx| {
                 let is_orphan = tx_is_orphan(tx, ino)?;
-                if is_orphan && !self.is_open(ino) { namespace::remove_orphan(tx, ino) } else { Ok(()) }
+                if is_orphan && !self.is_open(ino) {
+                    namespace::remove_orphan(tx, ino)
+                } else {
+                    Ok(())
+                }
             })?;
         }
-        let _ = now;
         flushed
     }
 
     /// Writes. Blocks while the budget is used up; `on_pressure` is told each time.
-    pub fn write(&self, file: &Arc<OpenFile>, offset: u64, bytes: &[u8], now: Timestamp, on_pressure: &dyn Fn()) -> Result<()> {
-        let end = offset.checked_add(bytes.len() as u64).filter(|end| i64::try_from(*end).is_ok()).ok_or(Errno::EFBIG)?;
+    pub fn write(
+        &self,
+        file: &Arc<OpenFile>,
+        offset: u64,
+        bytes: &[u8],
+        now: Timestamp,
+        on_pressure: &dyn Fn(),
+    ) -> Result<()> {
+        let end = offset
+            .checked_add(bytes.len() as u64)
+            .filter(|end| i64::try_from(*end).is_ok())
+            .ok_or(Errno::EFBIG)?;
         while !self.ingest.budget.try_take(bytes.len()) {
             on_pressure();
             self.ingest.budget.wait();
@@ -179,7 +201,9 @@ impl Files {
         let mut state = file.state();
         loop {
             let pieces = state.dirty.cut(&self.ingest.chunker, true);
-            if state.in_flight.is_empty() && pieces.iter().map(|p| p.bytes.len()).sum::<usize>() <= INLINE_LEN_MAX {
+            if state.in_flight.is_empty()
+                && pieces.iter().map(|p| p.bytes.len()).sum::<usize>() <= INLINE_LEN_MAX
+            {
                 self.place_inline(file, &mut state, pieces);
             } else {
                 let jobs = state.launch(pieces);
@@ -188,7 +212,10 @@ impl Files {
                 state = file.state();
             }
             while !state.in_flight.is_empty() {
-                state = file.placed.wait(state).unwrap_or_else(PoisonError::into_inner);
+                state = file
+                    .placed
+                    .wait(state)
+                    .unwrap_or_else(PoisonError::into_inner);
             }
             if state.dirty.is_empty() {
                 break;
@@ -211,20 +238,35 @@ impl Files {
 
     fn place_inline(&self, file: &OpenFile, state: &mut State, pieces: Vec<Piece>) {
         for piece in pieces {
-            let outcome = self.ingest.place(&piece.bytes).map_err(|error| told(&error));
+            let outcome = self
+                .ingest
+                .place(&piece.bytes)
+                .map_err(|error| told(&error));
             let serial = state.next_serial;
             state.next_serial += 1;
-            state.in_flight.push_back(InFlight { serial, piece, outcome: Some(outcome) });
+            state.in_flight.push_back(InFlight {
+                serial,
+                piece,
+                outcome: Some(outcome),
+            });
         }
         self.apply_placed(file, state);
     }
 
     fn submit(&self, file: &Arc<OpenFile>, jobs: Vec<(u64, Bytes)>) {
         for (serial, plain) in jobs {
-            let (file, overlay, ingest) = (Arc::clone(file), Arc::clone(&self.overlay), Arc::downgrade(&self.ingest));
+            let (file, overlay, ingest) = (
+                Arc::clone(file),
+                Arc::clone(&self.overlay),
+                Arc::downgrade(&self.ingest),
+            );
             let on_placed = Box::new(move |outcome: Result<Placed>| {
                 let mut state = file.state();
-                if let Some(waiting) = state.in_flight.iter_mut().find(|waiting| waiting.serial == serial) {
+                if let Some(waiting) = state
+                    .in_flight
+                    .iter_mut()
+                    .find(|waiting| waiting.serial == serial)
+                {
                     waiting.outcome = Some(outcome.map_err(|error| told(&error)));
                 }
                 let freed = apply_placed(&overlay, &file, &mut state);
@@ -247,9 +289,17 @@ impl Files {
     pub fn ahead(&self, ino: Ino) -> Option<Ahead> {
         let file = self.get(ino)?;
         let state = file.state();
-        let in_flight: usize = state.in_flight.iter().map(|waiting| waiting.piece.bytes.len()).sum();
+        let in_flight: usize = state
+            .in_flight
+            .iter()
+            .map(|waiting| waiting.piece.bytes.len())
+            .sum();
         let unplaced = (in_flight + state.dirty.len_bytes()) as u64;
-        state.modified.map(|modified| Ahead { size: state.size, modified, unplaced })
+        state.modified.map(|modified| Ahead {
+            size: state.size,
+            modified,
+            unplaced,
+        })
     }
 
     /// What a read of an open file needs.
@@ -263,18 +313,34 @@ impl Files {
         let inode = namespace::inode_of(&reading, file.ino)?;
         let extents = extents::read(&reading, file.ino, &inode, offset..end)?;
         drop(reading);
-        let in_flight = state.in_flight.iter().filter(|waiting| waiting.piece.start < end && waiting.piece.end() > offset);
+        let in_flight = state
+            .in_flight
+            .iter()
+            .filter(|waiting| waiting.piece.start < end && waiting.piece.end() > offset);
         let in_flight = in_flight.map(|waiting| waiting.piece.clone());
         let newer = in_flight.chain(state.dirty.overlapping(offset, end));
-        let newer = newer.map(|piece| Patch { start: piece.start, bytes: piece.bytes }).collect();
-        Ok(ReadPlan { offset, len: usize::try_from(end - offset).unwrap_or(usize::MAX), extents, newer })
+        let newer = newer
+            .map(|piece| Patch {
+                start: piece.start,
+                bytes: piece.bytes,
+            })
+            .collect();
+        Ok(ReadPlan {
+            offset,
+            len: usize::try_from(end - offset).unwrap_or(usize::MAX),
+            extents,
+            newer,
+        })
     }
 
     /// Runs a change of size or extents on settled ground and takes the new size from it.
     pub fn change<T>(
         &self,
         file: &Arc<OpenFile>,
-        change: impl FnOnce(&mut crate::meta::overlay::Transaction<'_>, &mut crate::format::inode::Inode) -> Result<T>,
+        change: impl FnOnce(
+            &mut crate::meta::overlay::Transaction<'_>,
+            &mut crate::format::inode::Inode,
+        ) -> Result<T>,
     ) -> Result<T> {
         let mut state = self.settled(file)?;
         let (answer, size) = self.overlay.transact(|tx| {
@@ -306,8 +372,14 @@ fn told(error: &Error) -> Errno {
 fn apply_placed(overlay: &Overlay, file: &OpenFile, state: &mut State) -> usize {
     let mut freed = 0;
     let mut ready = Vec::new();
-    while state.in_flight.front().is_some_and(|waiting| waiting.outcome.is_some()) {
-        let Some(InFlight { piece, outcome, .. }) = state.in_flight.pop_front() else { break };
+    while state
+        .in_flight
+        .front()
+        .is_some_and(|waiting| waiting.outcome.is_some())
+    {
+        let Some(InFlight { piece, outcome, .. }) = state.in_flight.pop_front() else {
+            break;
+        };
         freed += piece.bytes.len();
         match outcome {
             Some(Ok(placed)) => ready.push((piece, placed)),
@@ -325,8 +397,20 @@ fn apply_placed(overlay: &Overlay, file: &OpenFile, state: &mut State) -> usize 
         let mut inode = namespace::inode_of(tx, file.ino)?;
         for (piece, placed) in &ready {
             let len = u32::try_from(piece.bytes.len()).unwrap_or(u32::MAX);
-            let extent = Extent { start: piece.start, len, blob: placed.blob, blob_offset: 0, location: placed.location };
-            extents::replace(tx, file.ino, &mut inode, piece.start..piece.end(), &[extent])?;
+            let extent = Extent {
+                start: piece.start,
+                len,
+                blob: placed.blob,
+                blob_offset: 0,
+                location: placed.location,
+            };
+            extents::replace(
+                tx,
+                file.ino,
+                &mut inode,
+                piece.start..piece.end(),
+                &[extent],
+            )?;
             inode.size = inode.size.max(piece.end());
         }
         if let Some(now) = modified {
@@ -352,7 +436,16 @@ impl OpenFile {
             next_serial: 0,
             failure: None,
         };
-        OpenFile { ino, state: Mutex::new(state), placed: Condvar::new() }
+        OpenFile {
+            ino,
+            state: Mutex::new(state),
+            placed: Condvar::new(),
+        }
+    }
+
+    /// Which inode it is.
+    pub fn ino(&self) -> Ino {
+        self.ino
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -369,7 +462,11 @@ impl State {
             .map(|piece| {
                 let (serial, plain) = (self.next_serial, piece.bytes.clone());
                 self.next_serial += 1;
-                self.in_flight.push_back(InFlight { serial, piece, outcome: None });
+                self.in_flight.push_back(InFlight {
+                    serial,
+                    piece,
+                    outcome: None,
+                });
                 (serial, plain)
             })
             .collect()

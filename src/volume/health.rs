@@ -16,7 +16,9 @@ pub struct Health {
 impl Health {
     /// Refuses after a failure.
     pub fn check(&self) -> Result<()> {
-        self.failure.get().map_or(Ok(()), |failure| Err(Error::Poisoned(failure.clone())))
+        self.failure
+            .get()
+            .map_or(Ok(()), |failure| Err(Error::Poisoned(failure.clone())))
     }
 
     /// Notes a failure; the first one counts. Returns what to answer.

@@ -1,12 +1,27 @@
-//! The engine's one door.
+//! The engine's one door: a volume is opened, used as a tree, and closed.
+//!
+//! In reading order: `tree` (the interface), `engine` (what an open volume is), `open` (recovery),
+//! `live` and `view_tree` (the two trees), `namespace`, `extents`, `files`, `dirty` (what operations do),
+//! `commit`, `archive`, `indexer` (how it becomes durable). FUSE, the command line and sockets may not enter.
 
 pub mod account;
 pub mod archive;
 pub mod commit;
 pub mod dirty;
+pub mod engine;
 pub mod extents;
 pub mod files;
 pub mod health;
+pub mod indexer;
+pub mod init;
+pub mod live;
+pub mod lock;
 pub mod namespace;
+pub mod open;
 pub mod settings;
+pub mod space;
 pub mod tree;
+pub mod view_tree;
+pub mod xattrs;
+
+pub use engine::{Durability, EpochEntry, Recovery, Status, Volume};

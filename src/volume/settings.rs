@@ -71,7 +71,8 @@ impl Settings {
 
     /// Rewrites them.
     pub fn write(&self, root: &Path) -> Result<()> {
-        let bytes = serde_json::to_vec_pretty(self).map_err(|error| Error::Refused(error.to_string()))?;
+        let bytes =
+            serde_json::to_vec_pretty(self).map_err(|error| Error::Refused(error.to_string()))?;
         rewrite(&root.join(NAME), &bytes)
     }
 }
@@ -80,7 +81,8 @@ impl Settings {
 pub fn rewrite(path: &Path, bytes: &[u8]) -> Result<()> {
     let temporary = path.with_extension("new");
     let mut file = File::create(&temporary).map_err(Error::io("create", &temporary))?;
-    file.write_all(bytes).map_err(Error::io("write", &temporary))?;
+    file.write_all(bytes)
+        .map_err(Error::io("write", &temporary))?;
     file.sync_all().map_err(Error::io("sync", &temporary))?;
     fs::rename(&temporary, path).map_err(Error::io("rename", &temporary))?;
     sync_dir(path.parent().unwrap_or(Path::new("/")))
@@ -88,5 +90,7 @@ pub fn rewrite(path: &Path, bytes: &[u8]) -> Result<()> {
 
 /// Makes the names in `dir` durable.
 pub fn sync_dir(dir: &Path) -> Result<()> {
-    File::open(dir).and_then(|dir| dir.sync_all()).map_err(Error::io("sync", dir))
+    File::open(dir)
+        .and_then(|dir| dir.sync_all())
+        .map_err(Error::io("sync", dir))
 }

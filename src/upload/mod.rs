@@ -1,0 +1,440 @@
+//! Bytes away: sealed packs, then segments, then the epoch record, to the external volume.
+//!
+//! One thread, in rounds. A round begins and ends with a look whether this is the volume it was
+//! (invariant 7), and nothing counts as uploaded before the second look. The order makes the external
+//! volume a complete backup at every instant (invariant 2): packs before the segments that name them,
+//! segments before their record, and no record while one of another writer's is newer.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+use vfs::{Body, ObjectKey, Precondition, Volume, VolumeExt};
+
+use crate::clock::Clock;
+use crate::error::{Error, Result};
+use crate::failpoint;
+use crate::format::record::{EPOCHS_PREFIX, EpochRecord};
+use crate::pack::ledger::{Ledger, PackState};
+use crate::types::{Epoch, PackId, SessionId};
+
+/// Packs put between two looks at the volume's identity.
+const BATCH_LEN: usize = 16;
+/// Packs on their way at the same time.
+const IN_FLIGHT: usize = 2;
+/// A round follows the one before after this, when nothing asks for one.
+const IDLE_INTERVAL: Duration = Duration::from_secs(1);
+/// First and longest wait after a failure.
+const RETRY_MIN: Duration = Duration::from_millis(500);
+const RETRY_MAX: Duration = Duration::from_secs(30);
+
+/// Which packs an epoch may refer to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PackGate {
+    /// The session that is writing.
+    pub session: SessionId,
+    /// Its newest pack at that time, if it had one.
+    pub last_pack: Option<PackId>,
+}
+
+impl PackGate {
+    /// Whether the epoch may refer to `pack`. All packs of earlier sessions count.
+    fn covers(&self, pack: PackId) -> bool {
+        let is_ours = pack.0.first_chunk::<8>() == Some(&self.session.0);
+        !is_ours || self.last_pack.is_some_and(|last| pack <= last)
+    }
+}
+
+/// The newest epoch that is whole on the local disk.
+pub trait LocalEpochs: Send + Sync {
+    /// Its record and the packs it may refer to; `None` before the first.
+    fn newest(&self) -> Option<(EpochRecord, PackGate)>;
+}
+
+/// What the uploader is doing.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(tag = "state", rename_all = "lowercase")]
+pub enum UploadState {
+    /// There is no external volume.
+    Off,
+    /// All that was asked is there, or on its way.
+    Up,
+    /// The last round failed; it is tried again.
+    Down {
+        /// Seconds since 1970.
+        since: u64,
+        /// Why.
+        reason: String,
+    },
+    /// Nothing is written there until an operator decides.
+    Refused {
+        /// Why, and what to do.
+        reason: String,
+    },
+}
+
+#[derive(Debug)]
+struct Target {
+    volume: Option<Arc<dyn Volume>>,
+    state: UploadState,
+    asked: bool,
+    stop: bool,
+    rounds: u64,
+}
+
+/// The uploader's thread and its state.
+#[derive(Debug)]
+pub struct Uploader {
+    shared: Arc<Shared>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+struct Shared {
+    root: PathBuf,
+    ledger: Arc<Ledger>,
+    epochs: Arc<dyn LocalEpochs>,
+    clock: Arc<dyn Clock>,
+    target: Mutex<Target>,
+    woken: Condvar,
+}
+
+impl std::fmt::Debug for Shared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Uploader")
+            .field("root", &self.root)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Uploader {
+    /// Starts the thread, without an external volume.
+    pub fn start(
+        root: &Path,
+        ledger: Arc<Ledger>,
+        epochs: Arc<dyn LocalEpochs>,
+        clock: Arc<dyn Clock>,
+    ) -> Result<Uploader> {
+        let target = Target {
+            volume: None,
+            state: UploadState::Off,
+            asked: false,
+            stop: false,
+            rounds: 0,
+        };
+        let shared = Arc::new(Shared {
+            root: root.to_owned(),
+            ledger,
+            epochs,
+            clock,
+            target: Mutex::new(target),
+            woken: Condvar::new(),
+        });
+        let thread = {
+            let shared = Arc::clone(&shared);
+            let body = move || shared.run();
+            std::thread::Builder::new()
+                .name("upload".into())
+                .spawn(body)
+                .map_err(Error::io("start", "the upload thread"))?
+        };
+        Ok(Uploader {
+            shared,
+            thread: Mutex::new(Some(thread)),
+        })
+    }
+
+    /// Uploads go there from now on.
+    pub fn set_volume(&self, volume: Option<Arc<dyn Volume>>) {
+        let mut target = self.shared.lock();
+        target.state = if volume.is_some() {
+            UploadState::Up
+        } else {
+            UploadState::Off
+        };
+        target.volume = volume;
+        target.asked = true;
+        self.shared.woken.notify_all();
+    }
+
+    /// Uploads are refused, for this reason, until a volume is set.
+    pub fn refuse(&self, reason: String) {
+        let mut target = self.shared.lock();
+        target.volume = None;
+        target.state = UploadState::Refused { reason };
+    }
+
+    /// The volume could not be opened: for this reason it is tried again by who calls this.
+    pub fn down(&self, reason: String) {
+        let since = self.shared.clock.now_secs();
+        let mut target = self.shared.lock();
+        target.volume = None;
+        target.state = UploadState::Down { since, reason };
+    }
+
+    /// There is something to do.
+    pub fn wake(&self) {
+        self.shared.lock().asked = true;
+        self.shared.woken.notify_all();
+    }
+
+    /// What it is doing.
+    pub fn state(&self) -> UploadState {
+        self.shared.lock().state.clone()
+    }
+
+    /// Waits until a round is over, for at most `patience`.
+    pub fn wait_for_round(&self, patience: Duration) {
+        let target = self.shared.lock();
+        let rounds = target.rounds;
+        let same = |target: &mut Target| target.rounds == rounds && !target.stop;
+        drop(self.shared.woken.wait_timeout_while(target, patience, same));
+    }
+}
+
+impl Drop for Uploader {
+    fn drop(&mut self) {
+        self.shared.lock().stop = true;
+        self.shared.woken.notify_all();
+        if let Some(thread) = self
+            .thread
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take()
+        {
+            // A round that panicked has noted nothing that it did not see.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Target> {
+        self.target.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn run(&self) {
+        let mut wait = IDLE_INTERVAL;
+        let mut retry = RETRY_MIN;
+        while let Some(volume) = self.next_round(wait) {
+            wait = IDLE_INTERVAL;
+            let Some(volume) = volume else { continue };
+            match self.round(&*volume) {
+                Ok(()) => {
+                    retry = RETRY_MIN;
+                    self.settle(&volume, UploadState::Up);
+                }
+                Err(error) => {
+                    wait = retry;
+                    retry = (retry * 2).min(RETRY_MAX);
+                    self.settle(&volume, self.state_after(&error));
+                }
+            }
+        }
+    }
+
+    /// Waits for the next round: `None` to stop, `Some(None)` when there is no volume.
+    #[expect(
+        clippy::option_option,
+        reason = "to stop and to have nothing to do are different answers"
+    )]
+    fn next_round(&self, wait: Duration) -> Option<Option<Arc<dyn Volume>>> {
+        let deadline = Instant::now() + wait;
+        let mut target = self.lock();
+        loop {
+            if target.stop {
+                return None;
+            }
+            let now = Instant::now();
+            // After a failure, being asked does not shorten the wait.
+            let is_asked = target.asked && (wait == IDLE_INTERVAL);
+            if is_asked || now >= deadline {
+                target.asked = false;
+                return Some(target.volume.clone());
+            }
+            target = self
+                .woken
+                .wait_timeout(target, deadline - now)
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
+        }
+    }
+
+    fn settle(&self, volume: &Arc<dyn Volume>, state: UploadState) {
+        let mut target = self.lock();
+        let is_same = target
+            .volume
+            .as_ref()
+            .is_some_and(|now| Arc::ptr_eq(now, volume));
+        if is_same {
+            if target.state != state {
+                tracing::info!(volume = %volume, state = ?state, "upload");
+            }
+            if matches!(state, UploadState::Refused { .. }) {
+                target.volume = None;
+            }
+            target.state = state;
+        }
+        target.rounds += 1;
+        drop(target);
+        self.woken.notify_all();
+    }
+
+    fn state_after(&self, error: &Error) -> UploadState {
+        if let Error::Refused(reason) = error {
+            return UploadState::Refused {
+                reason: reason.clone(),
+            };
+        }
+        let since = match &self.lock().state {
+            UploadState::Down { since, .. } => *since,
+            _ => self.clock.now_secs(),
+        };
+        UploadState::Down {
+            since,
+            reason: error.chain(),
+        }
+    }
+
+    fn round(&self, volume: &dyn Volume) -> Result<()> {
+        look(volume)?;
+        loop {
+            let batch = self.ledger.to_upload(BATCH_LEN);
+            if batch.is_empty() {
+                break;
+            }
+            let packs: Vec<PackId> = batch.iter().map(|(pack, _)| *pack).collect();
+            let sent = self.put_packs(volume, &packs)?;
+            look(volume)?;
+            failpoint::hit(failpoint::AFTER_PACK_PUT);
+            for (pack, len) in sent {
+                self.ledger.uploaded(pack, len, self.clock.now_secs())?;
+            }
+            self.archive(volume)?;
+        }
+        self.archive(volume)
+    }
+
+    fn put_packs(&self, volume: &dyn Volume, packs: &[PackId]) -> Result<Vec<(PackId, u32)>> {
+        let mut sent = Vec::new();
+        for some in packs.chunks(IN_FLIGHT) {
+            let outcomes = std::thread::scope(|scope| {
+                let puts: Vec<_> = some
+                    .iter()
+                    .map(|pack| scope.spawn(|| self.put_pack(volume, *pack)))
+                    .collect();
+                puts.into_iter()
+                    .map(|put| {
+                        put.join()
+                            .unwrap_or_else(|_| Err(Error::Poisoned("an upload panicked".into())))
+                    })
+                    .collect::<Result<Vec<_>>>()
+            })?;
+            sent.extend(outcomes);
+        }
+        Ok(sent)
+    }
+
+    /// Puts one pack, unless it is there already. Pack names are never reused, so that an object of the
+    /// same name and length is the same pack, sent before a crash.
+    fn put_pack(&self, volume: &dyn Volume, pack: PackId) -> Result<(PackId, u32)> {
+        let name = pack.object_name();
+        let path = self.root.join(&name);
+        let len = put_file(volume, &name, &path)?;
+        let len = u32::try_from(len)
+            .map_err(|_| Error::corrupt(path.display().to_string(), 0, "over 4 GiB"))?;
+        Ok((pack, len))
+    }
+
+    /// Uploads the newest local epoch, if all packs it may refer to are there.
+    fn archive(&self, volume: &dyn Volume) -> Result<()> {
+        let Some((record, gate)) = self.epochs.newest() else {
+            return Ok(());
+        };
+        if record.epoch <= self.ledger.archived_epoch() {
+            return Ok(());
+        }
+        let waits = self
+            .ledger
+            .all()
+            .iter()
+            .any(|(pack, entry)| entry.state == PackState::Sealed && gate.covers(*pack));
+        if waits {
+            return Ok(());
+        }
+        for segment in &record.segments {
+            put_file(volume, &segment.name, &self.root.join(&segment.name))?;
+        }
+        look(volume)?;
+        failpoint::hit(failpoint::BEFORE_RECORD_PUT);
+        self.refuse_fork(volume)?;
+        let session = SessionId::parse(&record.session)
+            .ok_or_else(|| Error::corrupt("an epoch record", 0, "no session"))?;
+        let key = ObjectKey::new(EpochRecord::name(record.epoch, session))?;
+        match volume.put(&key, Body::Bytes(&record.encode()), Precondition::IfAbsent) {
+            Ok(_) => {}
+            // From before a crash: `refuse_fork` has compared it with ours.
+            Err(error) if error.is_already_exists() => {}
+            Err(error) => return Err(error.into()),
+        }
+        look(volume)?;
+        failpoint::hit(failpoint::AFTER_RECORD_PUT);
+        self.ledger.archived(record.epoch, self.clock.now_secs())
+    }
+
+    /// Every record behind the last one we archived must be one of ours, byte for byte: else another
+    /// server, or another state of this one, writes to the same place.
+    fn refuse_fork(&self, volume: &dyn Volume) -> Result<()> {
+        let archived = self.ledger.archived_epoch();
+        let mut known_last = archived == Epoch(0);
+        let mut foreign = None;
+        volume.for_each(EPOCHS_PREFIX, |meta| -> Result<()> {
+            let Some((epoch, _)) = EpochRecord::parse_name(meta.key.as_str()) else {
+                return Ok(());
+            };
+            if epoch < archived || foreign.is_some() {
+                return Ok(());
+            }
+            let local = std::fs::read(self.root.join(meta.key.as_str())).ok();
+            let there = volume.get_whole(&meta.key, 64 << 20)?;
+            if local.is_some_and(|local| local == there) {
+                known_last |= epoch == archived;
+            } else {
+                foreign = Some(meta.key.to_string());
+            }
+            Ok(())
+        })?;
+        let advice = "Nothing was written. If the other writer is gone for good and this backup path is the one to keep, \
+                      attach an empty directory or prefix with tidefs store set; both branches stay readable";
+        if let Some(name) = foreign {
+            return Err(Error::Refused(format!(
+                "{volume} was written by somebody else: {name} is not this backup path's. A copy or an older state of \
+                 this backup path is in use elsewhere. {advice}"
+            )));
+        }
+        if known_last {
+            return Ok(());
+        }
+        Err(Error::Refused(format!(
+            "{volume} no longer has our epoch {archived}, which was archived there. {advice}"
+        )))
+    }
+}
+
+/// Puts a local file under `name`, unless an object of the same length is there. Returns its length.
+fn put_file(volume: &dyn Volume, name: &str, path: &Path) -> Result<u64> {
+    let key = ObjectKey::new(name)?;
+    let file = File::open(path).map_err(Error::io("open", path))?;
+    let len = file.metadata().map_err(Error::io("stat", path))?.len();
+    if volume.head(&key)?.is_none_or(|there| there.len != len) {
+        volume.put(&key, Body::File { file: &file, len }, Precondition::None)?;
+    }
+    Ok(len)
+}
+
+/// Whether this is still our volume. Another one is refused for good, not tried again.
+fn look(volume: &dyn Volume) -> Result<()> {
+    volume.verify_identity().map_err(Error::from)
+}

@@ -1,0 +1,387 @@
+//! A volume that is open for writing: what it is made of, what it tells, how it closes.
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Sender, bounded};
+use serde::Serialize;
+
+use crate::clock::Clock;
+use crate::error::{Error, Result};
+use crate::fetch::Fetch;
+use crate::format::keys;
+use crate::format::record::Identity;
+use crate::ingest::Ingest;
+use crate::meta::overlay::{Entries, Overlay};
+use crate::pack::ledger::{Ledger, Totals};
+use crate::pack::store::PackStore;
+use crate::types::{Epoch, SessionId, Timestamp};
+use crate::upload::{UploadState, Uploader};
+use crate::volume::archive::Archive;
+use crate::volume::commit::{CommitQueue, decode_epoch};
+use crate::volume::files::Files;
+use crate::volume::health::Health;
+use crate::volume::indexer::ArchiveTask;
+use crate::volume::init;
+use crate::volume::lock::PathLock;
+use crate::volume::open::whole;
+use crate::volume::settings::{Settings, Store};
+use crate::volume::space::SpaceWatch;
+
+/// What recovery found and did.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Recovery {
+    /// Journal frames that were replayed.
+    pub frames: u64,
+    /// Packs that were open and are sealed now.
+    pub packs_sealed: u64,
+    /// Why the index was discarded, if it was.
+    pub index_note: Option<String>,
+    /// How long opening took.
+    pub took_ms: u64,
+}
+
+/// A volume, open for writing. One for each backup path, in one process.
+#[derive(Debug)]
+pub struct Volume {
+    pub(super) root: PathBuf,
+    pub(super) identity: Identity,
+    pub(super) settings: Mutex<Settings>,
+    pub(super) session: SessionId,
+    pub(super) clock: Arc<dyn Clock>,
+    pub(super) health: Arc<Health>,
+    pub(super) overlay: Arc<Overlay>,
+    pub(super) packs: Arc<PackStore>,
+    pub(super) ingest: Arc<Ingest>,
+    pub(super) files: Arc<Files>,
+    pub(super) fetch: Arc<Fetch>,
+    pub(super) archive: Arc<Archive>,
+    pub(super) ledger: Arc<Ledger>,
+    pub(super) uploader: Arc<Uploader>,
+    pub(super) queue: Arc<CommitQueue>,
+    pub(super) threads: Mutex<Vec<JoinHandle<()>>>,
+    pub(super) tasks: Mutex<Option<Sender<ArchiveTask>>>,
+    pub(super) recovery: Recovery,
+    pub(super) space_watch: SpaceWatch,
+    pub(super) _lock: PathLock,
+}
+
+/// How safe what was written is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Durability {
+    /// Lost with the process or the power.
+    Memory,
+    /// Survives a power cut of this machine.
+    Local,
+    /// Its bytes are on the external volume.
+    External,
+    /// The external volume alone gives it back.
+    Archived,
+}
+
+/// A closed epoch.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct EpochEntry {
+    /// Its number.
+    pub epoch: Epoch,
+    /// When it was closed, seconds since 1970.
+    pub time: i64,
+    /// Nanoseconds beside it.
+    pub nanos: u32,
+    /// Its name, if it is a snapshot.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+}
+
+/// What `status` shows.
+#[derive(Clone, Debug, Serialize)]
+pub struct Status {
+    /// Where.
+    pub backup_path: PathBuf,
+    /// Who.
+    pub volume: String,
+    /// This opening.
+    pub session: String,
+    /// What fsync means.
+    pub ack: &'static str,
+    /// The newest epoch that is whole on the local disk.
+    pub epoch_local: Epoch,
+    /// The newest epoch that the external volume alone gives back.
+    pub epoch_archived: Epoch,
+    /// Seconds of work that would be lost if this machine burned down now; absent without an external volume.
+    pub recovery_point_secs: Option<i64>,
+    /// Packs here and away.
+    pub packs: PackTotals,
+    /// Where packs go.
+    pub store: Store,
+    /// What the uploader is doing.
+    pub upload: UploadState,
+    /// Whether packs are written past the page cache; absent before the first.
+    pub direct_io: Option<bool>,
+    /// Free bytes of the backup path's file system.
+    pub free_bytes: u64,
+    /// What the last recovery did.
+    pub recovery: Recovery,
+    /// The failure after which nothing is acknowledged, if there was one.
+    pub failure: Option<String>,
+}
+
+/// Counts of packs.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct PackTotals {
+    /// All.
+    pub count: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Those that are only here.
+    pub unsent_count: u64,
+    /// Their bytes.
+    pub unsent_bytes: u64,
+}
+
+impl From<Totals> for PackTotals {
+    fn from(totals: Totals) -> PackTotals {
+        PackTotals {
+            count: totals.packs,
+            bytes: totals.bytes,
+            unsent_count: totals.unsent_packs,
+            unsent_bytes: totals.unsent_bytes,
+        }
+    }
+}
+
+impl Volume {
+    /// The settings as they are.
+    pub fn settings(&self) -> Settings {
+        whole(&self.settings).clone()
+    }
+
+    pub(super) fn settings_reserve(&self) -> u64 {
+        whole(&self.settings).reserve_bytes
+    }
+
+    /// Who it is.
+    pub fn identity(&self) -> &Identity {
+        &self.identity
+    }
+
+    /// Where it is.
+    pub fn root(&self) -> &std::path::Path {
+        &self.root
+    }
+
+    /// Waits until everything done so far survives a power cut.
+    pub fn commit(&self) -> Result<()> {
+        let (sender, answered) = bounded(1);
+        self.queue.press();
+        self.queue
+            .commit(Box::new(move |outcome| drop(sender.send(outcome))));
+        answered.recv().unwrap_or_else(|_| Err(gone()))
+    }
+
+    /// Closes the epoch, as a snapshot if it has a name, and waits until its record is on the local disk.
+    pub fn close_epoch(&self, name: Option<String>) -> Result<Epoch> {
+        let (sender, answered) = bounded(1);
+        self.queue
+            .close_epoch(name, Box::new(move |outcome| drop(sender.send(outcome))));
+        answered.recv().unwrap_or_else(|_| Err(gone()))
+    }
+
+    /// Waits until what was done so far is as safe as `level`; tells `progress` what is missing, twice
+    /// a second. Gives up when `progress` says so.
+    pub fn wait(&self, level: Durability, progress: &mut dyn FnMut(&Status) -> bool) -> Result<()> {
+        if level <= Durability::Local {
+            return self.commit();
+        }
+        if self.settings().store == Store::Local {
+            return Err(Error::Refused(
+                "there is no external volume to wait for: set one with tidefs store set dir PATH"
+                    .into(),
+            ));
+        }
+        let epoch = self.close_epoch(None)?;
+        self.uploader.wake();
+        loop {
+            let is_there = match level {
+                Durability::Archived => self.ledger.archived_epoch() >= epoch,
+                _ => self.ledger.to_upload(1).is_empty(),
+            };
+            if is_there {
+                return Ok(());
+            }
+            if let UploadState::Refused { reason } = self.uploader.state() {
+                return Err(Error::Refused(reason));
+            }
+            self.health.check()?;
+            if !progress(&self.status()) {
+                return Err(Error::Refused("stopped waiting".into()));
+            }
+            self.uploader.wait_for_round(Duration::from_millis(500));
+        }
+    }
+
+    /// How things are.
+    pub fn status(&self) -> Status {
+        let newest = self.archive.newest();
+        let archived = self.ledger.archived_epoch();
+        let settings = self.settings();
+        let has_store = settings.store != Store::Local;
+        Status {
+            backup_path: self.root.clone(),
+            volume: self.identity.volume.clone(),
+            session: self.session.to_string(),
+            ack: "local",
+            epoch_local: newest
+                .record
+                .as_ref()
+                .map_or(Epoch(0), |record| record.epoch),
+            epoch_archived: archived,
+            recovery_point_secs: has_store.then(|| self.recovery_point_secs(archived)),
+            packs: self.ledger.totals().into(),
+            store: settings.store,
+            upload: self.uploader.state(),
+            direct_io: self.packs.direct_io(),
+            free_bytes: crate::volume::live::free_bytes(&self.root).unwrap_or(0),
+            recovery: self.recovery.clone(),
+            failure: self.health.failure(),
+        }
+    }
+
+    /// Seconds between the archived epoch and now, 0 when nothing was done since.
+    fn recovery_point_secs(&self, archived: Epoch) -> i64 {
+        let len = self.overlay.len();
+        let newest = self
+            .archive
+            .newest()
+            .record
+            .map_or(Epoch(0), |record| record.epoch);
+        if newest <= archived && len.active == 0 && len.epoch == 0 && len.closing == 0 {
+            return 0;
+        }
+        let time = self.epoch_time(archived).unwrap_or_else(|| {
+            let created = i64::try_from(self.identity.created).unwrap_or(0);
+            Timestamp {
+                secs: created,
+                nanos: 0,
+            }
+        });
+        (self.clock.now().secs - time.secs).max(0)
+    }
+
+    fn epoch_time(&self, epoch: Epoch) -> Option<Timestamp> {
+        let bytes = self.overlay.read().get(&keys::epoch(epoch)).ok()??;
+        decode_epoch(&bytes).map(|(time, _)| time)
+    }
+
+    /// The closed epochs.
+    pub fn epochs(&self) -> Result<Vec<EpochEntry>> {
+        epochs_of(&self.overlay.read())
+    }
+
+    /// Sets where packs go. Refused, and nothing changed, if the place is not ours to take.
+    pub fn set_store(&self, path: Option<PathBuf>) -> Result<Store> {
+        let store = match path {
+            None => Store::Local,
+            Some(path) => {
+                let path = std::fs::canonicalize(&path).map_err(Error::io("find", &path))?;
+                if path.starts_with(&self.root) || self.root.starts_with(&path) {
+                    let (path, root) = (path.display(), self.root.display());
+                    return Err(Error::Refused(format!(
+                        "{path} and the backup path {root} lie in each other: use another disk"
+                    )));
+                }
+                let external = vfs::DirVolume::open(&path)?;
+                let store = init::attach(&external, &self.identity)?;
+                Store::Dir { path, store }
+            }
+        };
+        let mut settings = self.settings();
+        settings.store = store.clone();
+        settings.write(&self.root)?;
+        *whole(&self.settings) = settings.clone();
+        self.ledger
+            .set_external(crate::volume::open::store_uuid(&settings))?;
+        self.connect_store();
+        Ok(store)
+    }
+
+    /// Closes the volume: everything is durable, the epoch closed, the threads ended. Uploads may go on
+    /// for `drain`; what is not sent by then waits for the next opening.
+    pub fn close(&self, drain: Duration, progress: &mut dyn FnMut(&Status)) -> Result<()> {
+        self.queue.stop();
+        self.join("commit");
+        if let Some(tasks) = whole(&self.tasks).take() {
+            // A failed archive thread has told its failure to `health`.
+            let _ = tasks.send(ArchiveTask::Stop);
+        }
+        self.join("archive");
+        self.drain(Instant::now() + drain, progress);
+        self.ledger.sync()?;
+        self.health.check()
+    }
+
+    fn drain(&self, deadline: Instant, progress: &mut dyn FnMut(&Status)) {
+        self.uploader.wake();
+        while self.uploader.state() == UploadState::Up && Instant::now() < deadline {
+            let newest = self
+                .archive
+                .newest()
+                .record
+                .map_or(Epoch(0), |record| record.epoch);
+            if self.ledger.archived_epoch() >= newest && self.ledger.to_upload(1).is_empty() {
+                return;
+            }
+            progress(&self.status());
+            self.uploader.wait_for_round(Duration::from_millis(500));
+        }
+    }
+
+    fn join(&self, name: &str) {
+        let mut threads = whole(&self.threads);
+        if let Some(at) = threads
+            .iter()
+            .position(|thread| thread.thread().name() == Some(name))
+        {
+            let thread = threads.swap_remove(at);
+            drop(threads);
+            if thread.join().is_err() {
+                self.health
+                    .fail(Error::Poisoned(format!("the {name} thread panicked")));
+            }
+        }
+    }
+}
+
+impl Drop for Volume {
+    fn drop(&mut self) {
+        self.queue.stop();
+        self.join("commit");
+        if let Some(tasks) = whole(&self.tasks).take() {
+            // See `close`.
+            let _ = tasks.send(ArchiveTask::Stop);
+        }
+        self.join("archive");
+    }
+}
+
+fn gone() -> Error {
+    Error::Poisoned("the commit thread is gone".into())
+}
+
+/// The epochs that a tree's metadata tells of, in order.
+pub fn epochs_of(entries: &impl Entries) -> Result<Vec<EpochEntry>> {
+    let found = entries.range(&keys::epoch(Epoch(0)), &keys::epochs_end(), usize::MAX)?;
+    let decoded = found.iter().filter_map(|(key, value)| {
+        let (time, name) = decode_epoch(value)?;
+        Some(EpochEntry {
+            epoch: keys::epoch_of(key)?,
+            time: time.secs,
+            nanos: time.nanos,
+            name,
+        })
+    });
+    Ok(decoded.collect())
+}

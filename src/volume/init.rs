@@ -1,0 +1,172 @@
+//! Making a backup path, and making an external volume ours.
+
+use std::fs::{self, DirBuilder};
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::path::Path;
+
+use vfs::{Body, ObjectKey, Precondition, Volume, VolumeExt};
+
+use crate::chunk::ChunkerParams;
+use crate::clock::{Clock, random};
+use crate::error::{Error, Result};
+use crate::format::record::{EPOCHS_PREFIX, FORMAT, IDENTITY_NAME, Identity};
+use crate::types::Uuid;
+use crate::volume::settings::{Settings, rewrite, sync_dir};
+
+/// Directories of a backup path.
+const DIRS: [&str; 6] = [
+    "accounts",
+    "items",
+    "server",
+    "server/epochs",
+    "journal",
+    "index",
+];
+/// Longest identity that is read.
+const IDENTITY_LEN_MAX: u64 = 1 << 20;
+
+/// Makes a backup path at `root`, which must be missing or empty. Returns who it is.
+pub fn init(root: &Path, settings: &Settings, clock: &dyn Clock) -> Result<Identity> {
+    if let Some(parent) = root.parent()
+        && !parent.as_os_str().is_empty()
+        && !parent.is_dir()
+    {
+        return Err(Error::Refused(format!(
+            "{} is not there: make it first",
+            parent.display()
+        )));
+    }
+    match fs::read_dir(root) {
+        Ok(mut entries) => {
+            if root.join(IDENTITY_NAME).exists() {
+                return Err(Error::Refused(format!(
+                    "{} is a backup path already: nothing was changed",
+                    root.display()
+                )));
+            }
+            if entries.any(|entry| entry.is_ok_and(|entry| entry.file_name() != "lost+found")) {
+                let root = root.display();
+                return Err(Error::Refused(format!(
+                    "{root} is not empty: choose an empty or a new directory"
+                )));
+            }
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            DirBuilder::new()
+                .mode(0o700)
+                .create(root)
+                .map_err(Error::io("create", root))?;
+        }
+        Err(error) => return Err(Error::io("list", root)(error)),
+    }
+    fs::set_permissions(root, fs::Permissions::from_mode(0o700))
+        .map_err(Error::io("chmod", root))?;
+    for dir in DIRS {
+        let dir = root.join(dir);
+        DirBuilder::new()
+            .mode(0o700)
+            .recursive(true)
+            .create(&dir)
+            .map_err(Error::io("create", &dir))?;
+        sync_dir(&dir)?;
+    }
+    settings.write(root)?;
+    let identity = Identity {
+        format: FORMAT,
+        volume: Uuid(random()?).to_string(),
+        store: None,
+        owner: hostname(),
+        created: clock.now_secs(),
+        id_scheme: "sha256".into(),
+        chunker: ChunkerParams::new(u64::from_le_bytes(random()?)),
+        grace_secs: 24 * 3600,
+        mac: None,
+    };
+    // Last, because it makes the directory a backup path.
+    rewrite(&root.join(IDENTITY_NAME), &identity.encode())?;
+    sync_dir(root)?;
+    Ok(identity)
+}
+
+fn hostname() -> String {
+    nix::unistd::gethostname()
+        .map(|name| name.to_string_lossy().into_owned())
+        .unwrap_or_default()
+}
+
+/// The identity of the backup path `root`.
+pub fn read_identity(root: &Path) -> Result<Identity> {
+    let path = root.join(IDENTITY_NAME);
+    let bytes = fs::read(&path).map_err(|error| {
+        if error.kind() == std::io::ErrorKind::NotFound {
+            let root = root.display();
+            return Error::Refused(format!(
+                "{root} is not a backup path: make one with tidefs -p {root} init"
+            ));
+        }
+        Error::io("read", &path)(error)
+    })?;
+    Identity::parse(&path.display().to_string(), &bytes)
+}
+
+/// The identity on an external volume; `None` if there is none.
+pub fn external_identity(volume: &dyn Volume) -> Result<Option<Identity>> {
+    let key = ObjectKey::new(IDENTITY_NAME)?;
+    if volume.head(&key)?.is_none() {
+        return Ok(None);
+    }
+    let bytes = volume.get_whole(&key, IDENTITY_LEN_MAX)?;
+    Identity::parse(&format!("{volume}/{IDENTITY_NAME}"), &bytes).map(Some)
+}
+
+/// Makes the external volume ours, or recognises it as ours. Returns the UUID of the copy there.
+///
+/// Only an empty volume is taken: anything else belongs to somebody.
+pub fn attach(volume: &dyn Volume, ours: &Identity) -> Result<String> {
+    if let Some(there) = external_identity(volume)? {
+        return match there.store {
+            Some(store) if there.volume == ours.volume => Ok(store),
+            _ => Err(Error::Refused(format!(
+                "{volume} belongs to volume {} of {}, this backup path is volume {}: use another directory or prefix",
+                there.volume, there.owner, ours.volume
+            ))),
+        };
+    }
+    for prefix in ["items/", "accounts/", EPOCHS_PREFIX] {
+        if !volume
+            .list(prefix, None, std::num::NonZeroUsize::MIN)?
+            .objects
+            .is_empty()
+        {
+            return Err(Error::Refused(format!(
+                "{volume} has objects below {prefix} but no {IDENTITY_NAME}: it is damaged or somebody else's. \
+                 Use an empty directory or prefix"
+            )));
+        }
+    }
+    let store = Uuid(random()?).to_string();
+    let identity = Identity {
+        store: Some(store.clone()),
+        ..ours.clone()
+    };
+    let key = ObjectKey::new(IDENTITY_NAME)?;
+    match volume.put(
+        &key,
+        Body::Bytes(&identity.encode()),
+        Precondition::IfAbsent,
+    ) {
+        Ok(_) => Ok(store),
+        // Somebody else was quicker: look again at who.
+        Err(error) if error.is_already_exists() => match external_identity(volume)? {
+            Some(Identity {
+                store: Some(store),
+                volume: of,
+                ..
+            }) if of == ours.volume => Ok(store),
+            _ => Err(Error::Refused(format!(
+                "{volume} was taken by another server just now: use another directory"
+            ))),
+        },
+        Err(error) => Err(error.into()),
+    }
+}
