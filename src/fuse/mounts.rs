@@ -13,7 +13,7 @@ const MOUNTINFO: &str = "/proc/self/mountinfo";
 /// One mount.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) struct Mount {
-    /// `major:minor` of its file system: as long as that lives, no other has it.
+    /// `major:minor` of its file system: no other has it as long as that lives, the next one may.
     pub(super) device: String,
     /// Where it stands.
     pub(super) point: PathBuf,

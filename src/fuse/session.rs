@@ -106,6 +106,9 @@ impl Mounted {
     /// is free at once and whoever still has files open goes on until they close them:
     /// [`Mounted::wait_unmounted`] waits for that.
     pub fn unmount(&self, lazy: bool) -> Result<()> {
+        if self.is_unmounted() {
+            return Ok(());
+        }
         let here = mounts::list()?;
         if !here.iter().any(|mount| mount.device == self.device) {
             return Ok(());
@@ -124,9 +127,7 @@ impl Mounted {
 
 impl Drop for Mounted {
     fn drop(&mut self) {
-        if !self.is_unmounted()
-            && let Err(error) = self.unmount(true)
-        {
+        if let Err(error) = self.unmount(true) {
             tracing::warn!("cannot unmount: {}", error.chain());
         }
     }
@@ -172,10 +173,9 @@ fn wait_for_end(mut session: BackgroundSession, path: &Path, device: &str) -> Re
         Ok(outcome) => outcome.map_err(|error| error.to_string()),
         Err(_) => Err("a thread of the mount panicked".to_owned()),
     };
-    let standing = mounts::at(path).ok().flatten();
-    match standing {
-        Some(mount) if mount.device == device => {
-            // The loops ended, the mount did not: an error for those inside is better than a hang.
+    match mounts::at(path).ok().flatten() {
+        // The loops ended and the mount did not: an error for those inside is better than a hang.
+        Some(mount) if mount.device == device && (outcome.is_err() || is_dead(path)) => {
             if let Err(error) = detach(path, true) {
                 tracing::warn!("cannot unmount: {}", error.chain());
             }
@@ -187,6 +187,12 @@ fn wait_for_end(mut session: BackgroundSession, path: &Path, device: &str) -> Re
         None => drop(session),
     }
     outcome
+}
+
+/// A mount whose server is gone. Device numbers are given anew, so the number alone does not tell
+/// ours from one mounted since.
+fn is_dead(mountpoint: &Path) -> bool {
+    fs::metadata(mountpoint).is_err_and(|error| error.raw_os_error() == Some(libc::ENOTCONN))
 }
 
 fn detach(mountpoint: &Path, lazy: bool) -> Result<()> {
