@@ -62,9 +62,9 @@ impl ChunkerParams {
                 max: 256 << 10,
             },
             tail: ChunkSizes {
-                min: 128 << 10,
-                avg: 512 << 10,
-                max: 2 << 20,
+                min: 64 << 10,
+                avg: 256 << 10,
+                max: 1 << 20,
             },
         }
     }

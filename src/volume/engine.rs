@@ -13,7 +13,6 @@ use crate::error::{Error, Result};
 use crate::fetch::Fetch;
 use crate::format::keys;
 use crate::format::record::Identity;
-use crate::ingest::Ingest;
 use crate::meta::overlay::{Entries, Overlay};
 use crate::pack::ledger::{Ledger, Totals};
 use crate::pack::store::PackStore;
@@ -29,6 +28,7 @@ use crate::volume::lock::PathLock;
 use crate::volume::open::whole;
 use crate::volume::settings::{Settings, Store};
 use crate::volume::space::SpaceWatch;
+use crate::volume::view_tree::ViewTree;
 
 /// What recovery found and did.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
@@ -54,7 +54,6 @@ pub struct Volume {
     pub(super) health: Arc<Health>,
     pub(super) overlay: Arc<Overlay>,
     pub(super) packs: Arc<PackStore>,
-    pub(super) ingest: Arc<Ingest>,
     pub(super) files: Arc<Files>,
     pub(super) fetch: Arc<Fetch>,
     pub(super) archive: Arc<Archive>,
@@ -279,6 +278,19 @@ impl Volume {
     /// The closed epochs.
     pub fn epochs(&self) -> Result<Vec<EpochEntry>> {
         epochs_of(&self.overlay.read())
+    }
+
+    /// The epochs that are whole on the local disk and can be shown.
+    pub fn closed_epochs(&self) -> Result<Vec<EpochEntry>> {
+        epochs_of(&self.archive.newest().view)
+    }
+
+    /// The volume as of a closed epoch.
+    pub fn view_tree(&self, at: Epoch) -> ViewTree {
+        ViewTree::new(
+            self.archive.newest().view.as_of(at),
+            Arc::clone(&self.fetch),
+        )
     }
 
     /// Sets where packs go. Refused, and nothing changed, if the place is not ours to take.

@@ -196,7 +196,6 @@ impl Volume {
             health,
             overlay,
             packs,
-            ingest,
             files,
             fetch,
             archive,

@@ -1,0 +1,166 @@
+//! A volume read from its external copy alone: no backup path, nothing downloaded up front.
+//!
+//! The newest epoch record names the segments; they are read by range, as are the packs. The start costs
+//! one listing and one small read for each segment, however big the backup is.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use vfs::{ObjectKey, Volume, VolumeExt};
+
+use crate::error::{Error, Result};
+use crate::fetch::Fetch;
+use crate::fetch::external::ExternalPacks;
+use crate::format::record::{EPOCHS_PREFIX, EpochRecord, Identity, SegmentEntry};
+use crate::format::segment::{BlockCache, RangeRead, Segment};
+use crate::meta::view::View;
+use crate::types::{Epoch, SessionId};
+use crate::volume::archive::check_segment;
+use crate::volume::engine::{EpochEntry, epochs_of};
+use crate::volume::init::external_identity;
+use crate::volume::view_tree::ViewTree;
+
+/// Memory for decoded blocks of external segments.
+const BLOCK_CACHE_BYTES: usize = 64 << 20;
+/// Memory for plain blobs.
+const BLOB_CACHE_BYTES: usize = 96 << 20;
+/// Bytes of a segment fetched at once where a listing walks through it.
+const READ_AHEAD_BYTES: usize = 1 << 20;
+/// Longest epoch record that is read.
+const RECORD_LEN_MAX: u64 = 64 << 20;
+
+/// A volume as its external copy has it.
+#[derive(Debug)]
+pub struct ExternalVolume {
+    identity: Identity,
+    record: EpochRecord,
+    view: View,
+    fetch: Arc<Fetch>,
+}
+
+/// An object of an external volume, read by range.
+#[derive(Debug)]
+struct ExternalObject {
+    volume: Arc<dyn Volume>,
+    key: ObjectKey,
+    len: u64,
+}
+
+impl RangeRead for ExternalObject {
+    fn name(&self) -> String {
+        self.key.to_string()
+    }
+
+    fn len(&self) -> Result<u64> {
+        Ok(self.len)
+    }
+
+    fn read_at(&self, offset: u64, len: usize) -> Result<Bytes> {
+        Ok(self.volume.get(&self.key, offset..offset + len as u64)?)
+    }
+}
+
+/// Opens the newest epoch of an external volume.
+pub fn open_external(external: Arc<dyn Volume>) -> Result<ExternalVolume> {
+    let identity = external_identity(&*external)?.ok_or_else(|| {
+        Error::Refused(format!("{external} holds no tidefs volume (there is no server/volume.json): check the address, and that it is mounted"))
+    })?;
+    let record = newest_record(&*external)?;
+    if record.volume != identity.volume {
+        let name = record_name(&record)?;
+        return Err(Error::corrupt(
+            format!("{external}/{name}"),
+            0,
+            "it is another volume's record",
+        ));
+    }
+    let cache = Arc::new(BlockCache::new(BLOCK_CACHE_BYTES));
+    let mut segments = Vec::new();
+    for entry in &record.segments {
+        segments.push(open_segment(&external, entry, &cache)?);
+    }
+    let view = View::new(record.epoch, segments)?;
+    let fetch = Fetch::start(BLOB_CACHE_BYTES, None)?;
+    fetch.set_external(Some(Arc::new(ExternalPacks::new(external))));
+    Ok(ExternalVolume {
+        identity,
+        record,
+        view,
+        fetch: Arc::new(fetch),
+    })
+}
+
+impl ExternalVolume {
+    /// Who it is.
+    pub fn identity(&self) -> &Identity {
+        &self.identity
+    }
+
+    /// The newest epoch's record.
+    pub fn record(&self) -> &EpochRecord {
+        &self.record
+    }
+
+    /// The epochs it can show.
+    pub fn epochs(&self) -> Result<Vec<EpochEntry>> {
+        epochs_of(&self.view)
+    }
+
+    /// The volume as of `at`, or as of its newest epoch.
+    pub fn tree(&self, at: Option<Epoch>) -> Result<Arc<ViewTree>> {
+        let at = at.unwrap_or(self.record.epoch);
+        Ok(Arc::new(ViewTree::new(
+            self.view.as_of(at),
+            Arc::clone(&self.fetch),
+        )))
+    }
+}
+
+fn record_name(record: &EpochRecord) -> Result<String> {
+    let session = SessionId::parse(&record.session)
+        .ok_or_else(|| Error::corrupt("an epoch record", 0, "its session is not in the format"))?;
+    Ok(EpochRecord::name(record.epoch, session))
+}
+
+/// The newest record. Two of the same epoch are a fork: then a person must say which one is meant.
+fn newest_record(external: &dyn Volume) -> Result<EpochRecord> {
+    let mut newest: Vec<(Epoch, ObjectKey)> = Vec::new();
+    external.for_each(EPOCHS_PREFIX, |meta| -> Result<()> {
+        if let Some((epoch, _)) = EpochRecord::parse_name(meta.key.as_str()) {
+            newest.retain(|(known, _)| *known >= epoch);
+            if newest.first().is_none_or(|(known, _)| *known == epoch) {
+                newest.push((epoch, meta.key));
+            }
+        }
+        Ok(())
+    })?;
+    match &newest[..] {
+        [] => Err(Error::Refused(format!(
+            "{external} holds no complete epoch yet: its owner has not archived one (tidefs wait --until archived)"
+        ))),
+        [(_, key)] => {
+            let bytes = external.get_whole(key, RECORD_LEN_MAX)?;
+            EpochRecord::parse(key.as_str(), &bytes)
+        }
+        [(epoch, a), (_, b), ..] => Err(Error::Refused(format!(
+            "{external} has two records of epoch {epoch}: {a} and {b}. Two servers wrote to it; move one of them away"
+        ))),
+    }
+}
+
+fn open_segment(
+    external: &Arc<dyn Volume>,
+    entry: &SegmentEntry,
+    cache: &Arc<BlockCache>,
+) -> Result<Arc<Segment>> {
+    let name = entry.parsed_name()?;
+    let key = ObjectKey::new(entry.name.clone())?;
+    let source = ExternalObject {
+        volume: Arc::clone(external),
+        key,
+        len: entry.len,
+    };
+    let segment = Segment::open(Arc::new(source), Arc::clone(cache))?;
+    check_segment(&segment, &format!("{external}/{}", entry.name), entry, name)?;
+    Ok(Arc::new(segment.with_read_ahead(READ_AHEAD_BYTES)))
+}

@@ -1,0 +1,106 @@
+//! The main job without a mount: write, make durable, upload, lose the machine, read from what is left.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod common;
+
+use std::sync::Arc;
+
+use common::{Place, close, content, find, fsync, make, mkdir, noise, put};
+use tidefs::types::{FileKind, Ino};
+use tidefs::volume::tree::{OpenMode, Tree};
+use tidefs::volume::{Durability, external};
+
+#[test]
+fn what_was_written_is_there_after_closing_and_opening() {
+    let place = Place::new();
+    let volume = place.open();
+    let account = mkdir(&*volume, Ino::ROOT, "alice");
+    put(&*volume, account, "small", b"hello");
+    let big = noise(1, 5 << 20);
+    put(&*volume, account, "big", &big);
+    assert_eq!(
+        content(&*volume, "alice/big").unwrap(),
+        big,
+        "before closing"
+    );
+    close(volume);
+    let volume = place.open();
+    assert_eq!(content(&*volume, "alice/small").unwrap(), b"hello");
+    assert_eq!(content(&*volume, "alice/big").unwrap(), big);
+    close(volume);
+}
+
+#[test]
+fn what_was_fsynced_survives_a_process_that_just_ends() {
+    let place = Place::new();
+    let volume = place.open();
+    let account = mkdir(&*volume, Ino::ROOT, "alice");
+    let ino = make(&*volume, account, "f", FileKind::File).ino;
+    volume
+        .open(
+            ino,
+            OpenMode {
+                write: true,
+                ..OpenMode::default()
+            },
+        )
+        .unwrap();
+    let bytes = noise(2, 300_000);
+    common::write(&*volume, ino, 0, &bytes);
+    fsync(&*volume, ino);
+    // A copy of the files as they are now is what a killed process leaves.
+    let copy = place.dir.path().join("copy");
+    // Without the index, which is being filled: it is no part of the truth.
+    std::fs::create_dir_all(copy.join("index")).unwrap();
+    for part in ["accounts", "items", "journal", "server", "settings.json"] {
+        let status = std::process::Command::new("cp")
+            .arg("-a")
+            .arg(place.path().join(part))
+            .arg(&copy)
+            .status()
+            .unwrap();
+        assert!(status.success());
+    }
+    let recovered = common::open(&copy).unwrap();
+    assert!(
+        recovered.status().recovery.frames > 0,
+        "nothing was pending: the test shows nothing"
+    );
+    assert_eq!(content(&*recovered, "alice/f").unwrap(), bytes);
+    drop(recovered);
+    drop(volume);
+}
+
+#[test]
+fn the_external_volume_alone_gives_everything_back_as_of_each_moment() {
+    let place = Place::new();
+    let volume = place.open();
+    volume.set_store(Some(place.external())).unwrap();
+    let account = mkdir(&*volume, Ino::ROOT, "alice");
+    let first = noise(3, 2 << 20);
+    put(&*volume, account, "kept", &first);
+    put(&*volume, account, "gone", b"was here");
+    let before = volume.close_epoch(Some("before".into())).unwrap();
+    volume.unlink(account, b"gone").unwrap();
+    put(&*volume, account, "new", b"later");
+    volume.wait(Durability::Archived, &mut |_| true).unwrap();
+    close(volume);
+    std::fs::remove_dir_all(place.path()).unwrap();
+
+    let store = Arc::new(vfs::DirVolume::open(&place.external()).unwrap());
+    let away = external::open_external(store).unwrap();
+    let now = away.tree(None).unwrap();
+    assert_eq!(content(&*now, "alice/kept").unwrap(), first);
+    assert_eq!(content(&*now, "alice/new").unwrap(), b"later");
+    assert!(find(&*now, "alice/gone").is_err());
+    let then = away.tree(Some(before)).unwrap();
+    assert_eq!(content(&*then, "alice/gone").unwrap(), b"was here");
+    assert!(find(&*then, "alice/new").is_err());
+    assert!(
+        away.epochs()
+            .unwrap()
+            .iter()
+            .any(|epoch| epoch.name.as_deref() == Some("before"))
+    );
+}
