@@ -127,3 +127,14 @@ need_fuse() {
     need_packages fuse3
     [ -e /dev/fuse ] || die "/dev/fuse is missing: load the fuse module, or start the container with --device /dev/fuse --cap-add SYS_ADMIN"
 }
+
+# need_uml DIR: a second machine to kill. Sets UML, the command that starts user-mode Linux, and makes DIR hold what the
+# guest needs: `modprobe -d DIR` finds the kernel's modules there.
+need_uml() {
+    need_packages user-mode-linux kmod gcc libc6-dev
+    cc -shared -fPIC -O2 -o "$1/uml-xstate.so" "$REPO/scripts/uml-xstate.c"
+    mkdir -p "$1/lib" "$1/uml"
+    ln -sfn /usr/lib/uml/modules "$1/lib/modules"
+    # shellcheck disable=SC2034 # used by the scripts
+    UML=(env "LD_PRELOAD=$1/uml-xstate.so" linux.uml "uml_dir=$1/uml" rootfstype=hostfs rootflags=/ ro)
+}
