@@ -18,6 +18,7 @@ import random
 import sys
 import threading
 import time
+import traceback
 import zlib
 
 out_lock = threading.Lock()
@@ -151,7 +152,8 @@ class Writer(threading.Thread):
                 self.random.choices((self.create, self.replace, self.append, self.delete, self.loose, self.enter),
                                     (50, 15, 15, 7, 8, 5))[0]()
         except Exception as e:  # the host must hear of it: silence would look like a short round
-            tell(k="error", what="%s: %r" % (self.dir, e))
+            where = traceback.extract_tb(e.__traceback__)[-1]
+            tell(k="error", what="%s: %r in %s (line %d)" % (self.dir, e, where.name, where.lineno))
 
 
 def pack_names(root):
