@@ -1,0 +1,140 @@
+# shellcheck shell=bash
+# What every script here shares: words on the terminal, packages, tools built from crates, the tidefs binary, and leaving
+# the machine as it was. Sourced, never run. Whoever sources it gets `set -euo pipefail` and one EXIT trap, so a script
+# registers what must be undone with `on_exit` and sets no trap of its own.
+
+set -euo pipefail
+# Bytes, not characters: names in a backup need not be valid UTF-8, and sorting must not depend on the operator's locale.
+export LC_ALL=C
+umask 022
+
+REPO=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+TIDEFS_TOOLS=${TIDEFS_TOOLS:-${XDG_CACHE_HOME:-${HOME:-/root}/.cache}/tidefs-tools}
+
+say() { printf '%s\n' "-- $*" >&2; }
+die() { printf '%s\n' "error: $*" >&2; exit 1; }
+
+# The comment at the head of a script is its --help.
+print_head_comment() { sed -n '2,/^$/{s/^# \{0,1\}//;/./p}' "$0"; }
+
+need_root() { [ "$(id -u)" -eq 0 ] || die "$(basename "$0") mounts file systems: run it as root"; }
+
+# Seconds with milliseconds, for arithmetic by `elapsed`.
+now_ms() { date +%s%3N; }
+elapsed() { local ms=$(($(now_ms) - $1)); printf '%d.%03d' $((ms / 1000)) $((ms % 1000)); }
+
+# --- Undoing, in reverse order -----------------------------------------------------------------------------------------
+
+EXIT_STEPS=()
+on_exit() {
+    local step
+    printf -v step '%q ' "$@"
+    EXIT_STEPS+=("$step")
+}
+
+run_exit_steps() {
+    local status=$? i
+    trap - EXIT INT TERM HUP
+    set +e
+    for ((i = ${#EXIT_STEPS[@]} - 1; i >= 0; i--)); do eval "${EXIT_STEPS[i]}"; done
+    exit "$status"
+}
+trap run_exit_steps EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM HUP
+
+# A lazy unmount also ends a mount whose daemon has died, and one that a failed test still has files open in.
+drop_mount() {
+    while mountpoint -q "$1" 2>/dev/null || is_dead_mount "$1"; do umount -l "$1" 2>/dev/null || return 0; done
+}
+# mountpoint(1) calls a mount whose FUSE daemon died "not a mount point"; the kernel's table still lists it.
+is_dead_mount() { cut -d' ' -f2 /proc/self/mounts | grep -qxF -- "$1"; }
+
+# Ends only the process given, which the script started; escalates after five seconds.
+end_process() {
+    local pid=$1 i
+    kill "$pid" 2>/dev/null || return 0
+    for ((i = 0; i < 50; i++)); do kill -0 "$pid" 2>/dev/null || return 0; sleep 0.1; done
+    kill -KILL "$pid" 2>/dev/null || true
+}
+
+# work_dir VARIABLE [PARENT]: a fresh directory, removed at the end unless KEEP=1. Refuses to remove through a mount that
+# is still there: better a directory left behind than somebody's backup deleted.
+work_dir() {
+    local made
+    made=$(mktemp -d "${2:-${TMPDIR:-/tmp}}/tidefs-$(basename "$0").XXXXXX")
+    printf -v "$1" '%s' "$made"
+    on_exit remove_work_dir "$made"
+}
+remove_work_dir() {
+    if [ "${KEEP:-0}" = 1 ]; then say "kept: $1"; return; fi
+    if cut -d' ' -f2 /proc/self/mounts | grep -qF -- "$1/"; then say "something is still mounted below $1: left alone"; return; fi
+    rm -rf --one-file-system -- "$1"
+}
+
+# --- Packages and tools ------------------------------------------------------------------------------------------------
+
+# Installs what is missing of the Debian packages named, and nothing when nothing is.
+need_packages() {
+    local missing=() package
+    for package in "$@"; do
+        [ "$(dpkg-query -W -f='${db:Status-Status}' "$package" 2>/dev/null)" = installed ] || missing+=("$package")
+    done
+    [ ${#missing[@]} -gt 0 ] || return 0
+    command -v apt-get >/dev/null || die "please install: ${missing[*]}"
+    need_root
+    say "installing: ${missing[*]}"
+    apt-get -q=2 -o DPkg::Lock::Timeout=300 update >&2
+    DEBIAN_FRONTEND=noninteractive apt-get -q=2 -o DPkg::Lock::Timeout=300 install -y --no-install-recommends \
+        "${missing[@]}" >/dev/null
+}
+
+need_cargo() {
+    [ -x "${CARGO_HOME:-${HOME:-/root}/.cargo}/bin/cargo" ] && PATH="${CARGO_HOME:-${HOME:-/root}/.cargo}/bin:$PATH"
+    command -v cargo >/dev/null || die "cargo is missing: install Rust with rustup (https://rustup.rs), then run this again"
+}
+
+# need_cargo_tool NAME VERSION: prints the path of the tool's binary, built at most once per machine.
+need_cargo_tool() {
+    local name=$1 version=$2 root="$TIDEFS_TOOLS/$1-$2"
+    if ! grep -qF "\"$name $version " "$root/.crates.toml" 2>/dev/null || [ ! -x "$root/bin/$name" ]; then
+        need_cargo
+        say "building $name $version (once, into $root)"
+        mkdir -p "$root"
+        # Away from the tree: its settings, its target directory and its lock are none of the tool's business.
+        (cd / && env -u CARGO_TARGET_DIR -u RUSTFLAGS cargo install --quiet --locked --version "$version" --root "$root" "$name" >&2)
+    fi
+    printf '%s\n' "$root/bin/$name"
+}
+
+# tidefs_binary dev|release: builds if cargo finds it out of date and prints the path. $TIDEFS, when set, is used as it is.
+tidefs_binary() {
+    local profile=$1 target
+    if [ -n "${TIDEFS:-}" ]; then
+        [ -x "$TIDEFS" ] || die "TIDEFS=$TIDEFS is not a program"
+        realpath "$TIDEFS"
+        return
+    fi
+    need_cargo
+    (cd "$REPO" && cargo build --locked --quiet --bin tidefs --profile "$profile" >&2)
+    target=$(cd "$REPO" && cargo metadata --format-version 1 --no-deps --offline |
+        sed -n 's/.*"target_directory":"\([^"]*\)".*/\1/p')
+    [ "$profile" = dev ] && profile=debug
+    printf '%s\n' "$target/$profile/tidefs"
+}
+
+need_fuse() {
+    need_packages fuse3
+    [ -e /dev/fuse ] || die "/dev/fuse is missing: load the fuse module, or start the container with --device /dev/fuse --cap-add SYS_ADMIN"
+}
+
+# need_uml DIR: a second machine to kill. Sets UML, the command that starts user-mode Linux, and makes DIR hold what the
+# guest needs: `modprobe -d DIR` finds the kernel's modules there.
+need_uml() {
+    need_packages user-mode-linux kmod gcc libc6-dev
+    cc -shared -fPIC -O2 -o "$1/uml-xstate.so" "$REPO/scripts/uml-xstate.c"
+    mkdir -p "$1/lib" "$1/uml"
+    ln -sfn /usr/lib/uml/modules "$1/lib/modules"
+    # shellcheck disable=SC2034 # used by the scripts
+    UML=(env "LD_PRELOAD=$1/uml-xstate.so" linux.uml "uml_dir=$1/uml" rootfstype=hostfs rootflags=/ ro)
+}
