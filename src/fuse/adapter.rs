@@ -9,15 +9,14 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::sync::mpsc::Sender;
+use std::time::SystemTime;
 
-use bytes::Bytes;
 use fuser::{
-    BsdFileFlags, CopyFileRangeFlags, FileAttr, FileHandle, FileType, Filesystem, FopenFlags,
-    Generation, INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags,
-    ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry,
-    ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow,
-    WriteFlags,
+    BsdFileFlags, CopyFileRangeFlags, FileHandle, Filesystem, FopenFlags, Generation, INodeNo,
+    InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate,
+    ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek,
+    ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 use nix::errno::Errno;
 
@@ -30,6 +29,7 @@ use super::dirs::Dirs;
 use super::guard::Guard;
 use super::opens::Opens;
 use super::options::{Lifetimes, MountOptions};
+use super::reply;
 
 /// What we ask the kernel for, where it offers it. Nothing else: fuser 0.18 accepts capabilities
 /// that it cannot honour.
@@ -63,11 +63,14 @@ pub(super) struct Adapter {
     opens: Opens,
     dirs: Dirs,
     lifetimes: Lifetimes,
+    /// Dropped with the adapter, which tells whoever waits for the end.
+    _alive: Sender<()>,
 }
 
 impl Adapter {
-    pub(super) fn new(tree: Arc<dyn Tree>, options: &MountOptions) -> Adapter {
+    pub(super) fn new(tree: Arc<dyn Tree>, options: &MountOptions, alive: Sender<()>) -> Adapter {
         Adapter {
+            _alive: alive,
             tree,
             guard: Arc::default(),
             opens: Opens::new(options.direct_io),
@@ -180,7 +183,7 @@ impl Adapter {
     }
 
     fn sync_to_reply(&self, op: &'static str, ino: INodeNo, reply: ReplyEmpty) {
-        let answer = self.answer(op, move |outcome| reply_empty(outcome, reply));
+        let answer = self.answer(op, move |outcome| reply::empty(outcome, reply));
         self.guard
             .start(op, || self.tree.fsync(convert::ino(ino), answer));
     }
@@ -212,7 +215,7 @@ impl Filesystem for Adapter {
         });
         match found {
             Err(fuser::Errno::ENOENT) if !self.lifetimes.missing.is_zero() => {
-                reply.entry(&self.lifetimes.missing, &NOBODY, GENERATION);
+                reply.entry(&self.lifetimes.missing, &reply::NOBODY, GENERATION);
             }
             found => self.reply_entry(found, reply),
         }
@@ -225,7 +228,7 @@ impl Filesystem for Adapter {
 
     fn getattr(&self, _: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
         let found = self.ask("getattr", |tree| tree.getattr(convert::ino(ino)));
-        reply_attr(self.lifetimes.known, found, reply);
+        reply::attr(self.lifetimes.known, found, reply);
     }
 
     fn setattr(
@@ -256,11 +259,11 @@ impl Filesystem for Adapter {
             ctime: ctime.map(convert::timestamp),
         };
         let changed = self.ask("setattr", |tree| tree.setattr(convert::ino(ino), change));
-        reply_attr(self.lifetimes.known, changed, reply);
+        reply::attr(self.lifetimes.known, changed, reply);
     }
 
     fn readlink(&self, _request: &Request, ino: INodeNo, reply: ReplyData) {
-        reply_data(
+        reply::data(
             self.ask("readlink", |tree| tree.readlink(convert::ino(ino))),
             reply,
         );
@@ -309,7 +312,7 @@ impl Filesystem for Adapter {
 
     fn unlink(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let parent = convert::ino(parent);
-        reply_empty(
+        reply::empty(
             self.ask("unlink", |tree| tree.unlink(parent, name.as_bytes())),
             reply,
         );
@@ -317,7 +320,7 @@ impl Filesystem for Adapter {
 
     fn rmdir(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let parent = convert::ino(parent);
-        reply_empty(
+        reply::empty(
             self.ask("rmdir", |tree| tree.rmdir(parent, name.as_bytes())),
             reply,
         );
@@ -355,7 +358,7 @@ impl Filesystem for Adapter {
         };
         let from = (convert::ino(parent), name.as_bytes());
         let to = (convert::ino(newparent), newname.as_bytes());
-        reply_empty(
+        reply::empty(
             self.ask("rename", |tree| tree.rename(from, to, mode)),
             reply,
         );
@@ -425,7 +428,7 @@ impl Filesystem for Adapter {
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        let answer = self.answer("read", move |outcome| reply_data(outcome, reply));
+        let answer = self.answer("read", move |outcome| reply::data(outcome, reply));
         let ino = convert::ino(ino);
         self.guard
             .start("read", || self.tree.read(ino, offset, size, answer));
@@ -469,7 +472,7 @@ impl Filesystem for Adapter {
         _lock_owner: LockOwner,
         reply: ReplyEmpty,
     ) {
-        reply_empty(
+        reply::empty(
             self.ask("flush", |tree| tree.flush(convert::ino(ino))),
             reply,
         );
@@ -488,7 +491,7 @@ impl Filesystem for Adapter {
         let ino = convert::ino(ino);
         match self.opens.remove(ino, fh) {
             Some(mode) => {
-                reply_empty(self.ask("release", |tree| tree.release(ino, mode)), reply);
+                reply::empty(self.ask("release", |tree| tree.release(ino, mode)), reply);
             }
             None => reply.error(fuser::Errno::EBADF),
         }
@@ -593,14 +596,14 @@ impl Filesystem for Adapter {
             }
             tree.setxattr(convert::ino(ino), name, value, mode)
         });
-        reply_empty(set, reply);
+        reply::empty(set, reply);
     }
 
     fn getxattr(&self, _: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
         let found = self.ask("getxattr", |tree| {
             tree.getxattr(convert::ino(ino), xattr_name(name)?)
         });
-        reply_xattr(found.as_deref().map_err(|errno| *errno), size, reply);
+        reply::xattr(found.as_deref().map_err(|errno| *errno), size, reply);
     }
 
     fn listxattr(&self, _request: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
@@ -613,14 +616,14 @@ impl Filesystem for Adapter {
             }
             list
         });
-        reply_xattr(list.as_deref().map_err(|errno| *errno), size, reply);
+        reply::xattr(list.as_deref().map_err(|errno| *errno), size, reply);
     }
 
     fn removexattr(&self, _request: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let removed = self.ask("removexattr", |tree| {
             tree.removexattr(convert::ino(ino), xattr_name(name)?)
         });
-        reply_empty(removed, reply);
+        reply::empty(removed, reply);
     }
 
     fn ioctl(
@@ -654,7 +657,7 @@ impl Filesystem for Adapter {
         let done = self.ask("fallocate", |tree| {
             tree.fallocate(ino, offset, length, mode)
         });
-        reply_empty(done, reply);
+        reply::empty(done, reply);
     }
 
     fn lseek(
@@ -706,25 +709,6 @@ impl Filesystem for Adapter {
     }
 }
 
-/// Inode 0 with a lifetime: "no such name", to be remembered.
-const NOBODY: FileAttr = FileAttr {
-    ino: INodeNo(0),
-    size: 0,
-    blocks: 0,
-    atime: UNIX_EPOCH,
-    mtime: UNIX_EPOCH,
-    ctime: UNIX_EPOCH,
-    crtime: UNIX_EPOCH,
-    kind: FileType::RegularFile,
-    perm: 0,
-    nlink: 0,
-    uid: 0,
-    gid: 0,
-    rdev: 0,
-    blksize: 0,
-    flags: 0,
-};
-
 fn caller(request: &Request) -> Caller {
     Caller {
         uid: request.uid(),
@@ -741,38 +725,4 @@ fn xattr_name(name: &OsStr) -> Result<&[u8], Errno> {
         return Err(Errno::EOPNOTSUPP);
     }
     Ok(name)
-}
-
-fn reply_empty(outcome: Result<(), fuser::Errno>, reply: ReplyEmpty) {
-    match outcome {
-        Ok(()) => reply.ok(),
-        Err(errno) => reply.error(errno),
-    }
-}
-
-fn reply_data(outcome: Result<Bytes, fuser::Errno>, reply: ReplyData) {
-    match outcome {
-        Ok(bytes) => reply.data(&bytes),
-        Err(errno) => reply.error(errno),
-    }
-}
-
-fn reply_attr(known: Duration, outcome: Result<Attr, fuser::Errno>, reply: ReplyAttr) {
-    match outcome {
-        Ok(attr) => reply.attr(&known, &convert::file_attr(&attr)),
-        Err(errno) => reply.error(errno),
-    }
-}
-
-/// Size 0 asks how long the value is.
-fn reply_xattr(value: Result<&[u8], fuser::Errno>, size: u32, reply: ReplyXattr) {
-    match value {
-        Err(errno) => reply.error(errno),
-        Ok(value) => match u32::try_from(value.len()) {
-            Ok(len) if size == 0 => reply.size(len),
-            Ok(len) if len <= size => reply.data(value),
-            Ok(_) => reply.error(fuser::Errno::ERANGE),
-            Err(_) => reply.error(fuser::Errno::E2BIG),
-        },
-    }
 }

@@ -63,29 +63,40 @@ pub(super) fn check(mountpoint: &Path, nonempty: bool) -> Result<PathBuf> {
     Ok(path)
 }
 
+/// A mount that waits to be served.
+pub(super) struct Attached {
+    pub(super) session: Session<Adapter>,
+    /// `fusermount3` made it, and fuser keeps a record of that.
+    pub(super) by_helper: bool,
+}
+
 /// Mounts and shakes hands. Nothing is served yet, and nothing stays mounted on an error.
 pub(super) fn attach(
     adapter: Adapter,
     mountpoint: &Path,
     options: &MountOptions,
-) -> Result<Session<Adapter>> {
+) -> Result<Attached> {
     let device = open_device()?;
     let config = config(options);
-    match kernel_mount(&device, mountpoint, options) {
-        Ok(()) => {
-            Session::from_fd(adapter, OwnedFd::from(device), config.acl, config).map_err(|error| {
-                if let Err(errno) = umount2(mountpoint, MntFlags::MNT_DETACH) {
-                    tracing::warn!("cannot unmount {}: {errno}", mountpoint.display());
-                }
-                Error::io("mount", mountpoint)(error)
-            })
-        }
-        Err(Errno::EPERM) => {
-            drop(device);
-            Session::new(adapter, mountpoint, &config).map_err(Error::io("mount", mountpoint))
-        }
-        Err(errno) => Err(Error::nix("mount", mountpoint)(errno)),
-    }
+    let by_helper = match kernel_mount(&device, mountpoint, options) {
+        Ok(()) => false,
+        Err(Errno::EPERM) => true,
+        Err(errno) => return Err(Error::nix("mount", mountpoint)(errno)),
+    };
+    let session = if by_helper {
+        drop(device);
+        Session::new(adapter, mountpoint, &config)
+    } else {
+        Session::from_fd(adapter, OwnedFd::from(device), config.acl, config).inspect_err(|_| {
+            if let Err(errno) = umount2(mountpoint, MntFlags::MNT_DETACH) {
+                tracing::warn!("cannot unmount {}: {errno}", mountpoint.display());
+            }
+        })
+    };
+    Ok(Attached {
+        session: session.map_err(Error::io("mount", mountpoint))?,
+        by_helper,
+    })
 }
 
 fn open_device() -> Result<File> {

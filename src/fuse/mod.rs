@@ -17,6 +17,7 @@ mod mounts;
 mod notify;
 mod opens;
 mod options;
+mod reply;
 mod session;
 
 pub use notify::Notifier;

@@ -1,12 +1,12 @@
 //! Which files are open, how often, and whether their bytes pass the kernel's page cache.
 //!
-//! Two ways of reading and writing a file: *direct* (requests go straight to the tree: twice as fast
-//! for what is written once) and *cached* (page cache and read-ahead: faster for what is read). The
-//! kernel keeps the two coherent only in part: it drops cached pages before a direct write, not after
-//! it (nothing at all before Linux 6.6), so that a reader in between leaves an old page behind for
-//! ever. Hence one rule: **all openings of an inode that exist at the same time go the same way**, and
-//! the first decides. Between the phases the kernel drops the pages itself, at an opening without
-//! `FOPEN_KEEP_CACHE`.
+//! Two ways of reading and writing a file: *direct* (requests go straight to the tree: two to four
+//! times as fast for what is written once) and *cached* (page cache and read-ahead: for what is read).
+//! How far the kernel keeps the two coherent depends on its age: 6.18 drops cached pages before and
+//! after a direct write, older ones only before, so that a page read in between stays for ever, and
+//! those before 6.6 not at all. Hence one rule that needs none of it: **all openings of an inode that
+//! exist at the same time go the same way**, and the first decides. Between the phases the kernel drops
+//! the pages itself, at an opening without `FOPEN_KEEP_CACHE`.
 //!
 //! Also the proof that every opening is matched by one release: what the kernel never released when a
 //! mount ends is released here.

@@ -2,16 +2,18 @@
 //!
 //! A mount ends in one of three ways, and all lead to the same place, the end of
 //! [`Mounted::wait_unmounted`]: by [`Mounted::unmount`], by `umount` from outside, or because fuser's
-//! loops failed. Whoever waits then drains the engine and leaves.
+//! loops failed. Whoever waits then drains the engine and leaves. After a failure the mount stays and
+//! answers an error: an empty directory in its place would be written to.
 
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
-use fuser::{BackgroundSession, Session};
+use fuser::BackgroundSession;
 use nix::errno::Errno;
 use nix::mount::{MntFlags, umount2};
 
@@ -19,7 +21,7 @@ use crate::error::{Error, Result};
 use crate::volume::tree::Tree;
 
 use super::adapter::Adapter;
-use super::attach;
+use super::attach::{self, Attached};
 use super::mounts;
 use super::notify::Notifier;
 use super::options::MountOptions;
@@ -27,7 +29,7 @@ use super::options::MountOptions;
 /// Read-ahead of the mount. The handshake cannot ask for more than the kernel's 128 KiB; sysfs can.
 const READ_AHEAD_KIB: u32 = 1024;
 
-/// A tree on a directory. Dropping it unmounts, lazily if it is busy.
+/// A tree on a directory. Dropping it while it is served unmounts, lazily if it is busy.
 #[derive(Debug)]
 pub struct Mounted {
     mountpoint: PathBuf,
@@ -47,17 +49,18 @@ struct Ending {
 /// Mounts `tree` on `mountpoint` and serves it from threads of its own.
 pub fn mount(tree: Arc<dyn Tree>, mountpoint: &Path, options: &MountOptions) -> Result<Mounted> {
     let mountpoint = attach::check(mountpoint, options.nonempty)?;
-    let adapter = Adapter::new(tree, options);
-    let session = attach::attach(adapter, &mountpoint, options)?;
+    let (alive, gone) = channel();
+    let adapter = Adapter::new(tree, options, alive);
+    let attached = attach::attach(adapter, &mountpoint, options)?;
     let mounted = mounts::at(&mountpoint)?.ok_or_else(|| {
         Error::Refused(format!(
             "{} vanished while it was mounted",
             mountpoint.display()
         ))
     })?;
-    let notifier = Notifier::new(session.notifier(), mountpoint.clone());
+    let notifier = Notifier::new(attached.session.notifier(), mountpoint.clone());
     let ending = Arc::new(Ending::default());
-    serve(session, &mountpoint, &mounted.device, Arc::clone(&ending))?;
+    serve(attached, gone, notifier.clone(), Arc::clone(&ending))?;
     raise_read_ahead(&mounted.device);
     Ok(Mounted {
         mountpoint,
@@ -97,7 +100,7 @@ impl Mounted {
         }
     }
 
-    /// Whether the file system is gone.
+    /// Whether the file system is gone, or nobody serves it any more.
     pub fn is_unmounted(&self) -> bool {
         self.ending.lock().is_some()
     }
@@ -106,11 +109,10 @@ impl Mounted {
     /// is free at once and whoever still has files open goes on until they close them:
     /// [`Mounted::wait_unmounted`] waits for that.
     pub fn unmount(&self, lazy: bool) -> Result<()> {
-        if self.is_unmounted() {
-            return Ok(());
-        }
         let here = mounts::list()?;
-        if !here.iter().any(|mount| mount.device == self.device) {
+        let standing = here.iter().any(|mount| mount.device == self.device);
+        // Device numbers are given anew: after the end, only a dead mount can be ours.
+        if !standing || (self.is_unmounted() && !is_dead(&self.mountpoint)) {
             return Ok(());
         }
         let top = here.iter().rfind(|mount| mount.point == self.mountpoint);
@@ -127,7 +129,9 @@ impl Mounted {
 
 impl Drop for Mounted {
     fn drop(&mut self) {
-        if let Err(error) = self.unmount(true) {
+        if !self.is_unmounted()
+            && let Err(error) = self.unmount(true)
+        {
             tracing::warn!("cannot unmount: {}", error.chain());
         }
     }
@@ -139,58 +143,63 @@ impl Ending {
     }
 }
 
-/// Starts fuser's loops and a thread that waits for their end.
+/// Starts fuser's loops and a thread that waits for their end: `gone` disconnects when the last one
+/// has let go of the adapter.
 fn serve(
-    session: Session<Adapter>,
-    mountpoint: &Path,
-    device: &str,
+    attached: Attached,
+    gone: Receiver<()>,
+    notifier: Notifier,
     ending: Arc<Ending>,
 ) -> Result<()> {
-    let background = session.spawn().map_err(Error::io("serve", mountpoint))?;
-    let (path, device) = (mountpoint.to_owned(), device.to_owned());
+    let path = notifier.mountpoint().to_owned();
+    let Attached { session, by_helper } = attached;
+    let background = session.spawn().map_err(Error::io("serve", &path))?;
+    let mountpoint = path.clone();
     let waiter = thread::Builder::new().name("tidefs-mount".to_owned());
     let started = waiter.spawn(move || {
-        let outcome = wait_for_end(background, &path, &device);
-        if let Err(text) = &outcome {
-            tracing::error!("serving {} ended early: {text}", path.display());
-        }
+        let outcome = wait_for_end(background, by_helper, &gone, &path);
+        // The last descriptor of the connection: if the mount still stands, it now answers an error
+        // instead of waiting for ever.
+        notifier.close();
         *ending.lock() = Some(outcome);
         ending.over.notify_all();
     });
     started.map(drop).map_err(|error| {
         // Without the waiter nobody would ever end the loops that run by now.
-        if let Err(error) = detach(mountpoint, true) {
+        if let Err(error) = detach(&mountpoint, true) {
             tracing::warn!("cannot unmount: {}", error.chain());
         }
-        Error::io("serve", mountpoint)(error)
+        Error::io("serve", &mountpoint)(error)
     })
 }
 
-fn wait_for_end(mut session: BackgroundSession, path: &Path, device: &str) -> Result<(), String> {
-    // Only to take the real guard out: `join` would drop fuser's own mount record first.
+fn wait_for_end(
+    mut session: BackgroundSession,
+    by_helper: bool,
+    gone: &Receiver<()>,
+    path: &Path,
+) -> Result<(), String> {
+    // Only to take the real guard out: `join` would drop fuser's own mount record too.
     let guard = std::mem::replace(&mut session.guard, thread::spawn(|| Ok(())));
     let outcome = match guard.join() {
         Ok(outcome) => outcome.map_err(|error| error.to_string()),
         Err(_) => Err("a thread of the mount panicked".to_owned()),
     };
-    match mounts::at(path).ok().flatten() {
-        // The loops ended and the mount did not: an error for those inside is better than a hang.
-        Some(mount) if mount.device == device && (outcome.is_err() || is_dead(path)) => {
-            if let Err(error) = detach(path, true) {
-                tracing::warn!("cannot unmount: {}", error.chain());
-            }
-            drop(session);
-        }
-        // fuser 0.18, where it mounted itself, unmounts whatever stands at the path by now. Its
+    if let Err(text) = &outcome {
+        // fuser tells of the first loop that failed; the others go on.
+        tracing::error!("serving {} failed: {text}", path.display());
+    }
+    while gone.recv().is_ok() {}
+    let standing = mounts::at(path).ok().flatten().is_some();
+    if by_helper && standing {
+        // fuser 0.18, where it had the mount made, unmounts whatever stands at the path by now. Its
         // record is leaked rather than somebody else's file system taken down.
-        Some(_) => std::mem::forget(session),
-        None => drop(session),
+        std::mem::forget(session);
     }
     outcome
 }
 
-/// A mount whose server is gone. Device numbers are given anew, so the number alone does not tell
-/// ours from one mounted since.
+/// A mount whose server is gone.
 fn is_dead(mountpoint: &Path) -> bool {
     fs::metadata(mountpoint).is_err_and(|error| error.raw_os_error() == Some(libc::ENOTCONN))
 }

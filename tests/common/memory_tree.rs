@@ -1,12 +1,14 @@
 //! A whole file system in memory behind `trait Tree`: what the FUSE adapter is tested and measured with.
 //!
 //! Correct rather than fast, one lock for everything. Names that begin with `panic` make the calls on
-//! them panic; files whose names begin with `slow` are read and written by another thread.
+//! them panic; files whose names begin with `slow` are answered from another thread; a write to one
+//! whose name begins with `gated` happens only after the next read of it (or a second).
 
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Bound;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
@@ -22,7 +24,9 @@ const PAGE: u64 = 4096;
 
 /// The tree.
 pub(crate) struct MemoryTree {
-    state: Mutex<State>,
+    state: Arc<Mutex<State>>,
+    /// Signalled at each read.
+    read: Arc<Condvar>,
     /// Written bytes are dropped and read as zeros: for measuring.
     discard: bool,
     /// How many lookups, getattrs and syncs there were.
@@ -49,6 +53,8 @@ struct Node {
     opens: u64,
     panics: bool,
     slow: bool,
+    gated: bool,
+    reads: u64,
 }
 
 fn now() -> Timestamp {
@@ -89,6 +95,8 @@ impl Node {
             opens: 0,
             panics: false,
             slow: false,
+            gated: false,
+            reads: 0,
         }
     }
 
@@ -293,10 +301,11 @@ impl MemoryTree {
     fn with(discard: bool) -> MemoryTree {
         let root = Node::new(1, FileKind::Dir, 0o755, 1);
         MemoryTree {
-            state: Mutex::new(State {
+            state: Arc::new(Mutex::new(State {
                 nodes: HashMap::from([(1, root)]),
                 last: 1,
-            }),
+            })),
+            read: Arc::default(),
             discard,
             lookups: AtomicU64::new(0),
             getattrs: AtomicU64::new(0),
@@ -310,9 +319,36 @@ impl MemoryTree {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn write_behind_a_read(&self, ino: Ino, offset: u64, bytes: Vec<u8>, answer: Answer<()>) {
+        let (state, read) = (Arc::clone(&self.state), Arc::clone(&self.read));
+        let reads = self.state().nodes[&ino.0].reads;
+        std::thread::spawn(move || {
+            let state = state.lock().unwrap_or_else(PoisonError::into_inner);
+            let waited = read.wait_timeout_while(state, Duration::from_secs(1), |state| {
+                state.nodes[&ino.0].reads == reads
+            });
+            let (mut state, _) = waited.unwrap_or_else(PoisonError::into_inner);
+            let written = state
+                .node_mut(ino)
+                .map(|node| node.write(offset, &bytes, false));
+            drop(state);
+            answer(written);
+        });
+    }
+
+    /// How often a file was read.
+    pub(crate) fn reads(&self, ino: u64) -> u64 {
+        self.state().nodes[&ino].reads
+    }
+
     /// How many openings there are in all.
     pub(crate) fn opens(&self) -> u64 {
         self.state().nodes.values().map(|node| node.opens).sum()
+    }
+
+    /// Gives the root directory to a user.
+    pub(crate) fn own_root(&self, uid: u32) {
+        self.state().node_mut(Ino::ROOT).unwrap().attr.uid = uid;
     }
 
     /// Changes a file as no request of the mount does.
@@ -409,12 +445,16 @@ impl Tree for MemoryTree {
     }
 
     fn read(&self, ino: Ino, offset: u64, len: u32, answer: Answer<Bytes>) {
-        let state = self.state();
+        let mut state = self.state();
         let outcome = state.node(ino).map(|node| {
             let bytes = node.read(offset, u64::from(len));
             (Bytes::from(bytes), node.slow)
         });
+        if let Ok(node) = state.node_mut(ino) {
+            node.reads += 1;
+        }
         drop(state);
+        self.read.notify_all();
         match outcome {
             Ok((bytes, slow)) => answer_from(slow, answer, Ok(bytes)),
             Err(error) => answer(Err(error)),
@@ -503,6 +543,7 @@ impl Tree for MemoryTree {
         made.target = Bytes::copy_from_slice(node.target);
         made.panics = name.starts_with(b"panic");
         made.slow = name.starts_with(b"slow");
+        made.gated = name.starts_with(b"gated");
         let attr = made.attr;
         state.nodes.insert(ino, made);
         state.add_name(parent, name, ino)?;
@@ -564,6 +605,10 @@ impl Tree for MemoryTree {
         self.sync_writes
             .fetch_add(u64::from(sync), Ordering::Relaxed);
         let mut state = self.state();
+        if state.nodes.get(&ino.0).is_some_and(|node| node.gated) {
+            drop(state);
+            return self.write_behind_a_read(ino, offset, bytes.to_vec(), answer);
+        }
         let outcome = state.node_mut(ino).map(|node| {
             assert!(!node.panics, "asked to panic");
             node.write(offset, bytes, self.discard);
