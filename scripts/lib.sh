@@ -132,9 +132,9 @@ need_fuse() {
 # guest needs: `modprobe -d DIR` finds the kernel's modules there.
 need_uml() {
     need_packages user-mode-linux kmod gcc libc6-dev
-    cc -shared -fPIC -O2 -o "$1/uml-xstate.so" "$REPO/scripts/uml-xstate.c"
+    cc -shared -fPIC -O2 -o "$1/uml-preload.so" "$REPO/scripts/uml-xstate.c" "$REPO/scripts/uml-disk-cache.c"
     mkdir -p "$1/lib" "$1/uml"
     ln -sfn /usr/lib/uml/modules "$1/lib/modules"
     # shellcheck disable=SC2034 # used by the scripts
-    UML=(env "LD_PRELOAD=$1/uml-xstate.so" linux.uml "uml_dir=$1/uml" rootfstype=hostfs rootflags=/ ro)
+    UML=(env "LD_PRELOAD=$1/uml-preload.so" linux.uml "uml_dir=$1/uml" rootfstype=hostfs rootflags=/ ro)
 }

@@ -7,7 +7,7 @@
  * ptrace() then completes a short write with what the process has in the rest of its state. A guest process using AMX itself
  * would not have its tiles switched: nothing in the tests does.
  *
- * Build: cc -shared -fPIC -O2 -o uml-xstate.so uml-xstate.c; use: LD_PRELOAD=.../uml-xstate.so linux.uml ...
+ * Built and preloaded by need_uml in lib.sh.
  */
 #define _GNU_SOURCE
 #include <elf.h>
