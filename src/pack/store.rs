@@ -69,6 +69,8 @@ struct Open {
     writer: Option<PackWriter>,
     next_count: u64,
     last_append: Option<Instant>,
+    /// Sealed since [`PackStore::take_sealed`] was asked.
+    sealed: Vec<PackId>,
     /// Full packs whose tickets no commit has redeemed yet.
     unsynced: Vec<(PackId, SyncTicket)>,
     sealing_count: usize,
@@ -168,7 +170,7 @@ impl PackStore {
         let location = writer.append(blob, codec, plain_len, stored)?;
         open.last_append = Some(Instant::now());
         drop(open);
-        self.shared.blobs.insert(blob, location)?;
+        self.shared.blobs.insert(blob, location);
         if let Some(writer) = full {
             self.hand_over(writer)?;
         }
@@ -265,6 +267,11 @@ impl PackStore {
             Some(pack) => read_record(&*pack, location, blob),
             None => Ok(RecordRead::Absent),
         }
+    }
+
+    /// The packs that were sealed since this was asked the last time.
+    pub fn take_sealed(&self) -> Vec<PackId> {
+        std::mem::take(&mut self.shared.lock().sealed)
     }
 
     /// The newest pack of this session, if it has written one.
@@ -367,7 +374,7 @@ impl Shared {
         let mut open = self.lock();
         open.sealing_count -= 1;
         match &sealed {
-            Ok(_) => {}
+            Ok(pack) => open.sealed.push(*pack),
             Err(error) => {
                 tracing::error!(error = %error.chain(), "a pack could not be sealed");
                 open.failure.get_or_insert_with(|| error.chain());

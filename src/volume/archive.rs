@@ -40,6 +40,8 @@ pub struct ClosedEpoch {
     pub lsn: Lsn,
     /// The newest pack it may refer to; `None` when the packs of earlier sessions are all it needs.
     pub last_pack: Option<PackId>,
+    /// Packs that were sealed since the epoch before, all of whose blobs are committed.
+    pub sealed: Vec<PackId>,
 }
 
 /// The newest epoch that is whole on the local disk, and what it consists of.

@@ -318,6 +318,7 @@ impl Committer {
             changes,
             lsn: crate::types::Lsn(lsn.0 - 1),
             last_pack: self.parts.packs.last_pack(),
+            sealed: self.parts.packs.take_sealed(),
         };
         self.epoch = self.epoch.next();
         self.epoch_opened = Instant::now();

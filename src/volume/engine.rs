@@ -61,6 +61,7 @@ pub struct Volume {
     pub(super) uploader: Arc<Uploader>,
     pub(super) queue: Arc<CommitQueue>,
     pub(super) threads: Mutex<Vec<JoinHandle<()>>>,
+    pub(super) stop_refill: Arc<std::sync::atomic::AtomicBool>,
     pub(super) tasks: Mutex<Option<Sender<ArchiveTask>>>,
     pub(super) recovery: Recovery,
     pub(super) space_watch: SpaceWatch,
@@ -323,6 +324,9 @@ impl Volume {
     /// Closes the volume: everything is durable, the epoch closed, the threads ended. Uploads may go on
     /// for `drain`; what is not sent by then waits for the next opening.
     pub fn close(&self, drain: Duration, progress: &mut dyn FnMut(&Status)) -> Result<()> {
+        self.stop_refill
+            .store(true, std::sync::atomic::Ordering::Relaxed);
+        self.join("blob-refill");
         self.queue.stop();
         self.join("commit");
         if let Some(tasks) = whole(&self.tasks).take() {
@@ -369,6 +373,9 @@ impl Volume {
 
 impl Drop for Volume {
     fn drop(&mut self) {
+        self.stop_refill
+            .store(true, std::sync::atomic::Ordering::Relaxed);
+        self.join("blob-refill");
         self.queue.stop();
         self.join("commit");
         if let Some(tasks) = whole(&self.tasks).take() {

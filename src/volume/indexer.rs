@@ -14,6 +14,7 @@ use crate::error::{Error, Result};
 use crate::failpoint;
 use crate::format::keys::Changes;
 use crate::journal::JournalWriter;
+use crate::meta::blobs::BlobIndex;
 use crate::meta::index::{Index, IndexError};
 use crate::meta::overlay::{Base, Overlay};
 use crate::meta::view::View;
@@ -99,6 +100,8 @@ pub struct Indexer {
     pub index: Option<Arc<Index>>,
     /// Set when a read met something doubtful.
     pub is_doubted: Arc<AtomicBool>,
+    /// Where each blob is.
+    pub blobs: Arc<BlobIndex>,
     /// For the refill's own message.
     pub tasks: Sender<ArchiveTask>,
     /// Told of each new record.
@@ -196,6 +199,7 @@ impl Indexer {
         if let Some(since) = &mut self.since_refill {
             since.push(Arc::clone(&epoch.changes));
         }
+        self.enter_blobs(epoch);
         failpoint::hit(failpoint::AFTER_CHECKPOINT);
         self.overlay.absorbed();
         self.journal
@@ -203,6 +207,24 @@ impl Indexer {
             .unwrap_or_else(PoisonError::into_inner)
             .drop_through(epoch.epoch)?;
         self.archive.remove_segments(&replaced)
+    }
+
+    /// The epoch's packs are whole and committed: dedupe may find their blobs after a crash too.
+    fn enter_blobs(&self, epoch: &crate::volume::archive::ClosedEpoch) {
+        epoch
+            .sealed
+            .iter()
+            .for_each(|pack| self.blobs.pack_complete(*pack));
+        if !self.blobs.wants_flush() {
+            return;
+        }
+        let written = self
+            .blobs
+            .flush()
+            .and_then(|()| self.blobs.merge_if_needed(|_| true));
+        if let Err(error) = written {
+            tracing::warn!(error = %error.chain(), "the blob index could not be written: dedupe may miss");
+        }
     }
 
     /// Begins a refill when there is no index that can be used and none is on the way.

@@ -4,7 +4,7 @@
 //! else of the volume is looked at (invariant 3).
 
 use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -87,7 +87,11 @@ impl Volume {
         // 5. Packs that were open: cut at the last committed offset and sealed.
         let external = store_uuid(&settings);
         let ledger = Arc::new(Ledger::open(&journal_dir, external)?);
-        let blobs = Arc::new(BlobIndex::default());
+        let opened = BlobIndex::open(&root.join("index").join("blobs"))?;
+        for reason in opened.discarded {
+            tracing::warn!(reason, "a part of the blob index was discarded");
+        }
+        let blobs = Arc::new(opened.index);
         let sealed = seal_packs(root, &ledger, &blobs, &replay.packs)?;
         // 6. Engine threads.
         let health = Arc::new(Health::default());
@@ -138,6 +142,7 @@ impl Volume {
             health: Arc::clone(&health),
             index: index.map(Arc::new),
             is_doubted: Arc::new(AtomicBool::new(false)),
+            blobs: Arc::clone(&blobs),
             tasks: tasks.clone(),
             on_archived: {
                 let uploader = Arc::clone(&uploader);
@@ -152,6 +157,18 @@ impl Volume {
         let overlay = Arc::new(Overlay::new(indexer.base(), closing));
         indexer.overlay = Arc::clone(&overlay);
         let archiver = spawn("archive", move || indexer.run(&queue))?;
+        let stop_refill = Arc::new(AtomicBool::new(false));
+        let refill = {
+            let (root, ledger, blobs, stop) = (
+                root.to_owned(),
+                Arc::clone(&ledger),
+                Arc::clone(&blobs),
+                Arc::clone(&stop_refill),
+            );
+            spawn("blob-refill", move || {
+                refill_blobs(&root, &ledger, &blobs, &stop)
+            })?
+        };
         for epoch in recovered {
             let closing = Box::new(Closing {
                 epoch,
@@ -202,7 +219,8 @@ impl Volume {
             ledger,
             uploader,
             queue,
-            threads: Mutex::new(vec![committer, archiver]),
+            threads: Mutex::new(vec![committer, archiver, refill]),
+            stop_refill,
             tasks: Mutex::new(Some(tasks)),
             recovery,
             space_watch: crate::volume::space::SpaceWatch::default(),
@@ -345,11 +363,41 @@ fn seal_packs(
             ledger.sealed(extent.pack, len)?;
         }
         for entry in entries {
-            blobs.insert(entry.hash, entry.location(extent.pack))?;
+            blobs.insert(entry.hash, entry.location(extent.pack));
         }
     }
     ledger.sync()?;
     Ok(sealed)
+}
+
+/// Enters what sealed packs hold into the blob index, where it is not: after the index was lost, and what
+/// a crash kept from it. Until then dedupe misses, and lies never.
+fn refill_blobs(root: &Path, ledger: &Ledger, blobs: &BlobIndex, stop: &AtomicBool) {
+    for (pack, _) in ledger.all() {
+        if stop.load(Ordering::Relaxed) {
+            return;
+        }
+        if blobs.covers(pack) {
+            continue;
+        }
+        let path = root.join(pack.object_name());
+        match LocalPack::open(&path).and_then(|local| read_index(&local, pack)) {
+            Ok(index) => {
+                for entry in index.entries {
+                    blobs.insert(entry.hash, entry.location(pack));
+                }
+                blobs.pack_complete(pack);
+            }
+            Err(error) => {
+                tracing::warn!(error = %error.chain(), "the blobs of a pack are not entered: they are stored again when met");
+            }
+        }
+    }
+    if blobs.wants_flush()
+        && let Err(error) = blobs.flush()
+    {
+        tracing::warn!(error = %error.chain(), "the blob index could not be written");
+    }
 }
 
 /// The replayed epochs as closed ones. One that a crash interrupted has no time yet: it gets this one.
@@ -373,6 +421,7 @@ fn recovered_epochs(replay: replay::Replay, now: Timestamp) -> Vec<ClosedEpoch> 
                 changes: Arc::new(changes),
                 lsn,
                 last_pack: None,
+                sealed: Vec::new(),
             }
         })
         .collect()
