@@ -45,7 +45,7 @@ pub struct MountOptions {
     pub sync: bool,
     /// Write new files past the page cache (see `opens.rs`).
     pub direct_io: bool,
-    /// Threads that take requests. Each holds a buffer of 16 MiB.
+    /// Threads that take requests. Each reserves a buffer of 16 MiB and touches the first one.
     pub threads: usize,
     /// What the kernel may keep.
     pub lifetimes: Lifetimes,

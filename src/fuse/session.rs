@@ -27,6 +27,8 @@ use super::notify::Notifier;
 use super::options::MountOptions;
 
 /// Read-ahead of the mount. The handshake cannot ask for more than the kernel's 128 KiB; sysfs can.
+/// With 2 ms an answer 128 KiB read 80 MB/s, 1 MiB 500 MB/s, 4 MiB 1 GB/s; but one fault of a mapped
+/// file reads as much at once.
 const READ_AHEAD_KIB: u32 = 1024;
 
 /// A tree on a directory. Dropping it while it is served unmounts, lazily if it is busy.
