@@ -285,21 +285,16 @@ impl Files {
         self.ingest.budget.give(freed);
     }
 
-    /// Where the file is ahead of the overlay, if it is.
-    pub fn ahead(&self, ino: Ino) -> Option<Ahead> {
-        let file = self.get(ino)?;
+    /// What `look` sees of the overlay, together with how far the file is ahead of exactly that: the file's
+    /// lock is held, so that nothing moves from the one to the other in between.
+    pub fn look_ahead<T>(&self, ino: Ino, look: impl FnOnce() -> Result<T>) -> Result<(T, Option<Ahead>)> {
+        let Some(file) = self.get(ino) else { return Ok((look()?, None)) };
         let state = file.state();
-        let in_flight: usize = state
-            .in_flight
-            .iter()
-            .map(|waiting| waiting.piece.bytes.len())
-            .sum();
+        let seen = look()?;
+        let in_flight: usize = state.in_flight.iter().map(|waiting| waiting.piece.bytes.len()).sum();
         let unplaced = (in_flight + state.dirty.len_bytes()) as u64;
-        state.modified.map(|modified| Ahead {
-            size: state.size,
-            modified,
-            unplaced,
-        })
+        let ahead = state.modified.map(|modified| Ahead { size: state.size, modified, unplaced });
+        Ok((seen, ahead))
     }
 
     /// What a read of an open file needs.

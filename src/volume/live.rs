@@ -33,22 +33,17 @@ pub fn free_bytes(path: &Path) -> Result<u64> {
 }
 
 impl Volume {
-    /// Where the file's own state is ahead of the overlay, it is what `stat` shows.
-    fn with_ahead(&self, mut attr: Attr) -> Attr {
-        if attr.kind == FileKind::File
-            && let Some(ahead) = self.files.ahead(attr.ino)
-        {
+    /// What `stat` shows: where an open file is ahead of the overlay, its own state.
+    fn attr(&self, ino: Ino) -> Result<Attr> {
+        let (inode, ahead) = self.files.look_ahead(ino, || namespace::inode_of(&self.overlay.read(), ino))?;
+        let mut attr = namespace::attr_of(ino, &inode);
+        if let Some(ahead) = ahead {
             attr.size = ahead.size;
             attr.mtime = ahead.modified;
             attr.ctime = attr.ctime.max(ahead.modified);
             attr.blocks += ahead.unplaced.div_ceil(512);
         }
-        attr
-    }
-
-    fn attr(&self, ino: Ino) -> Result<Attr> {
-        let inode = namespace::inode_of(&self.overlay.read(), ino)?;
-        Ok(self.with_ahead(namespace::attr_of(ino, &inode)))
+        Ok(attr)
     }
 
     /// Before any change: refuses after a failure, and waits while too much is uncommitted.
@@ -144,9 +139,12 @@ impl Tree for Volume {
     fn lookup(&self, parent: Ino, name: &[u8]) -> Result<Attr> {
         let reading = self.overlay.read();
         let target = namespace::lookup(&reading, parent, name)?;
-        let inode = namespace::inode_of(&reading, target.ino)?;
+        if !self.files.is_open(target.ino) {
+            let inode = namespace::inode_of(&reading, target.ino)?;
+            return Ok(namespace::attr_of(target.ino, &inode));
+        }
         drop(reading);
-        Ok(self.with_ahead(namespace::attr_of(target.ino, &inode)))
+        self.attr(target.ino)
     }
 
     fn getattr(&self, ino: Ino) -> Result<Attr> {
@@ -165,7 +163,13 @@ impl Tree for Volume {
     fn readdir(&self, ino: Ino, after: Option<&[u8]>, count_max: usize) -> Result<Vec<DirEntry>> {
         let mut entries = namespace::read_dir(&self.overlay.read(), ino, after, count_max)?;
         for entry in &mut entries {
-            entry.attr = self.with_ahead(entry.attr);
+            if self.files.is_open(entry.attr.ino) {
+                match self.attr(entry.attr.ino) {
+                    // Its last name went after the listing saw it.
+                    Err(Error::Posix(Errno::ENOENT)) => {}
+                    attr => entry.attr = attr?,
+                }
+            }
         }
         Ok(entries)
     }

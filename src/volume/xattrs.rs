@@ -58,7 +58,7 @@ impl Volume {
 
     /// How safe the inode is as it is now.
     pub fn durability(&self, ino: Ino) -> Result<Durability> {
-        if self.files.ahead(ino).is_some() {
+        if self.files.look_ahead(ino, || Ok(()))?.1.is_some() {
             return Ok(Durability::Memory);
         }
         let changed = self
