@@ -443,3 +443,85 @@ fn a_full_volume_says_so_and_keeps_what_it_has() {
         "no leftover takes the room"
     );
 }
+
+/// Runs this very test again under strace and reads the order of its system calls: the only way to see a missing fsync
+/// without cutting the power.
+#[test]
+fn bytes_are_durable_before_their_name_and_the_name_before_the_answer() {
+    const TRACED: &str = "VFS_TEST_TRACED";
+    if let Some(root) = std::env::var_os(TRACED) {
+        let volume = DirVolume::open(root).unwrap();
+        put(&volume, "one/two/first", b"x").unwrap();
+        put(&volume, "one/two/second", b"x").unwrap();
+        volume.delete(&[key("one/two/first")]).unwrap();
+        return;
+    }
+    let root = TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let log = TempDir::new().unwrap();
+    let log = log.path().join("log");
+    let done = Command::new("strace")
+        .args([
+            "-f",
+            "-y",
+            "-e",
+            "trace=mkdirat,fsync,fdatasync,renameat,renameat2,unlinkat",
+            "-o",
+        ])
+        .arg(&log)
+        .arg(std::env::current_exe().unwrap())
+        .args([
+            "--exact",
+            "bytes_are_durable_before_their_name_and_the_name_before_the_answer",
+        ])
+        .env(TRACED, root.path())
+        .output();
+    if !done.is_ok_and(|output| output.status.success()) {
+        eprintln!("skipped: strace is not here or may not trace");
+        return;
+    }
+    let root = root.path().to_str().unwrap();
+    let log = fs::read_to_string(log).unwrap();
+    let calls: Vec<String> = log
+        .lines()
+        .filter(|line| line.contains(root))
+        .map(|line| shortened(line, root))
+        .collect();
+    let expected = [
+        "mkdirat / one",
+        "fsync /",
+        "mkdirat /one two",
+        "fsync /one",
+        "fsync /one/two/TMP",
+        "renameat /one/two TMP",
+        "fsync /one/two",
+        "fsync /one/two/TMP",
+        "renameat /one/two TMP",
+        "fsync /one/two",
+        "unlinkat /one/two first",
+        "fsync /one/two",
+    ];
+    assert_eq!(calls, expected, "{log}");
+}
+
+/// `17 mkdirat(3</root/a>, "b", 0700) = 0` as `mkdirat /a b`, temporary names as `TMP`.
+fn shortened(line: &str, root: &str) -> String {
+    let call = line.split_once(' ').unwrap().1.trim_start();
+    let (name, arguments) = call.split_once('(').unwrap();
+    let path = arguments
+        .split_once('<')
+        .unwrap()
+        .1
+        .split_once('>')
+        .unwrap()
+        .0;
+    let path = path.strip_prefix(root).unwrap();
+    let path = path
+        .split_once("/.tmp-")
+        .map_or(path.to_owned(), |(directory, _)| format!("{directory}/TMP"));
+    let path = if path.is_empty() { "/" } else { &path };
+    match arguments.split('"').nth(1) {
+        Some(file) if file.starts_with(".tmp-") => format!("{name} {path} TMP"),
+        Some(file) => format!("{name} {path} {file}"),
+        None => format!("{name} {path}"),
+    }
+}
