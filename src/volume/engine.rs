@@ -123,6 +123,10 @@ pub struct Status {
     pub direct_io: Option<bool>,
     /// Free bytes of the backup path's file system.
     pub free_bytes: u64,
+    /// Bytes of packs whose local copy is whole.
+    pub cache_bytes: u64,
+    /// What was found lost: nothing, on a sound disk.
+    pub losses: Vec<String>,
     /// What the last recovery did.
     pub recovery: Recovery,
     /// The failure after which nothing is acknowledged, if there was one.
@@ -245,6 +249,8 @@ impl Volume {
             upload: self.uploader.state(),
             direct_io: self.packs.direct_io(),
             free_bytes: crate::volume::live::free_bytes(&self.root).unwrap_or(0),
+            cache_bytes: self.ledger.totals().local_bytes,
+            losses: self.uploader.losses(),
             recovery: self.recovery.clone(),
             failure: self.health.failure(),
         }
@@ -312,6 +318,17 @@ impl Volume {
             }
         };
         let mut settings = self.settings();
+        let evicted = self
+            .ledger
+            .all()
+            .iter()
+            .filter(|(_, entry)| entry.evicted)
+            .count();
+        if evicted > 0 && settings.store != store {
+            return Err(Error::Refused(format!(
+                "{evicted} packs are only on the external volume that is set now: it cannot be left behind"
+            )));
+        }
         settings.store = store.clone();
         settings.write(&self.root)?;
         *whole(&self.settings) = settings.clone();
