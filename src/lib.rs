@@ -28,3 +28,7 @@ pub mod upload;
 pub mod volume;
 
 pub mod fuse;
+
+pub mod daemon;
+
+pub mod cli;
