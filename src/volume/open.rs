@@ -167,7 +167,7 @@ impl Volume {
                 Arc::clone(&stop_refill),
             );
             spawn("blob-refill", move || {
-                refill_blobs(&root, &ledger, &blobs, &stop)
+                refill_blobs(&root, &ledger, &blobs, &stop);
             })?
         };
         for epoch in recovered {
