@@ -1,1 +1,7 @@
-fn main() {}
+//! The `tidefs` program, and `mount.tidefs` when it is called by that name.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    tidefs::cli::run(std::env::args_os().collect())
+}

@@ -104,3 +104,41 @@ fn the_external_volume_alone_gives_everything_back_as_of_each_moment() {
             .any(|epoch| epoch.name.as_deref() == Some("before"))
     );
 }
+
+#[test]
+fn an_evicted_pack_is_read_from_the_external_volume_and_the_rest_from_here() {
+    let settings = tidefs::volume::settings::Settings {
+        cache_bytes: 1,
+        evict_after_secs: 0,
+        reserve_bytes: 0,
+        ..Default::default()
+    };
+    let place = Place::with(settings);
+    let volume = place.open();
+    let account = mkdir(&*volume, Ino::ROOT, "alice");
+    let bytes = noise(4, 3 << 20);
+    put(&*volume, account, "f", &bytes);
+    // Not sent: nothing may be evicted, however small the cache.
+    volume.close_epoch(None).unwrap();
+    assert!(volume.status().cache_bytes > 3 << 20);
+    volume.set_store(Some(place.external())).unwrap();
+    volume.wait(Durability::Archived, &mut |_| true).unwrap();
+    let mut patience = 200;
+    while volume.status().cache_bytes > 0 {
+        patience -= 1;
+        assert!(patience > 0, "nothing was evicted: {:?}", volume.status());
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    }
+    close(volume);
+    let volume = place.open();
+    assert_eq!(content(&*volume, "alice/f").unwrap(), bytes);
+    // Dedupe still knows the evicted blobs, and the volume cannot be left behind.
+    put(&*volume, account, "again", &bytes);
+    assert!(volume.status().packs.bytes < 4 << 20, "stored twice");
+    assert!(volume.set_store(None).is_err());
+    close(volume);
+    std::fs::rename(place.external(), place.dir.path().join("away")).unwrap();
+    let volume = place.open();
+    assert!(content(&*volume, "alice/f").is_err(), "the bytes came from somewhere else");
+    drop(volume);
+}

@@ -40,6 +40,8 @@ pub struct PackEntry {
     pub len: u32,
     /// Where it is.
     pub state: PackState,
+    /// Whether the local copy was emptied: then the external volume has the only one.
+    pub evicted: bool,
 }
 
 /// The ledger, open.
@@ -64,6 +66,7 @@ enum Kind {
     Uploaded = 2,
     Archived = 3,
     Gone = 4,
+    Evicted = 5,
 }
 
 struct Record {
@@ -104,6 +107,7 @@ impl Record {
             2 => Kind::Uploaded,
             3 => Kind::Archived,
             4 => Kind::Gone,
+            5 => Kind::Evicted,
             _ => return None,
         };
         Some(Record {
@@ -217,6 +221,17 @@ impl Ledger {
         })
     }
 
+    /// A pack's local copy is about to be emptied.
+    pub fn evicted(&self, pack: PackId) -> Result<()> {
+        self.append(&Record {
+            kind: Kind::Evicted,
+            id: pack.0,
+            len: 0,
+            time: 0,
+            external: Uuid([0; 16]),
+        })
+    }
+
     /// A pack is neither here nor there any more.
     pub fn gone(&self, pack: PackId) -> Result<()> {
         self.append(&Record {
@@ -280,6 +295,9 @@ impl Ledger {
         for entry in inner.packs.values() {
             totals.packs += 1;
             totals.bytes += u64::from(entry.len);
+            if !entry.evicted {
+                totals.local_bytes += u64::from(entry.len);
+            }
             if entry.state == PackState::Sealed {
                 totals.unsent_packs += 1;
                 totals.unsent_bytes += u64::from(entry.len);
@@ -300,6 +318,8 @@ pub struct Totals {
     pub unsent_packs: u64,
     /// Their bytes.
     pub unsent_bytes: u64,
+    /// Bytes of packs whose local copy is whole.
+    pub local_bytes: u64,
 }
 
 impl Inner {
@@ -310,6 +330,7 @@ impl Inner {
                 let entry = PackEntry {
                     len: record.len,
                     state: PackState::Sealed,
+                    evicted: false,
                 };
                 self.packs.entry(pack).or_insert(entry);
             }
@@ -317,11 +338,13 @@ impl Inner {
                 let state = PackState::Uploaded {
                     verified_at: record.time,
                 };
+                let evicted = self.packs.get(&pack).is_some_and(|known| known.evicted);
                 self.packs.insert(
                     pack,
                     PackEntry {
                         len: record.len,
                         state,
+                        evicted,
                     },
                 );
             }
@@ -332,6 +355,11 @@ impl Inner {
                     .map_or(0, |bytes| u64::from_le_bytes(*bytes));
                 self.archived = self.archived.max(Epoch(number));
             }
+            Kind::Evicted => {
+                if let Some(entry) = self.packs.get_mut(&pack) {
+                    entry.evicted = true;
+                }
+            }
             Kind::Gone => {
                 self.packs.remove(&pack);
             }
@@ -340,6 +368,7 @@ impl Inner {
                 let entry = PackEntry {
                     len: record.len,
                     state: PackState::Sealed,
+                    evicted: false,
                 };
                 self.packs.entry(pack).or_insert(entry);
             }
@@ -374,7 +403,8 @@ mod tests {
                 pack(2),
                 PackEntry {
                     len: 200,
-                    state: PackState::Sealed
+                    state: PackState::Sealed,
+                    evicted: false
                 }
             )]
         );
@@ -385,7 +415,8 @@ mod tests {
                 packs: 2,
                 bytes: 300,
                 unsent_packs: 1,
-                unsent_bytes: 200
+                unsent_bytes: 200,
+                local_bytes: 300
             }
         );
     }

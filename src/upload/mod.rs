@@ -5,6 +5,8 @@
 //! volume a complete backup at every instant (invariant 2): packs before the segments that name them,
 //! segments before their record, and no record while one of another writer's is newer.
 
+pub mod evict;
+
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -19,7 +21,9 @@ use crate::error::{Error, Result};
 use crate::failpoint;
 use crate::format::record::{EPOCHS_PREFIX, EpochRecord};
 use crate::pack::ledger::{Ledger, PackState};
+use crate::pack::verify::{Damage, survey};
 use crate::types::{Epoch, PackId, SessionId};
+use crate::upload::evict::CacheLimits;
 
 /// Packs put between two looks at the volume's identity.
 const BATCH_LEN: usize = 16;
@@ -30,6 +34,9 @@ const IDLE_INTERVAL: Duration = Duration::from_secs(1);
 /// First and longest wait after a failure.
 const RETRY_MIN: Duration = Duration::from_millis(500);
 const RETRY_MAX: Duration = Duration::from_secs(30);
+
+/// Losses that are named one by one; a disk that loses more is named by its first ones.
+const LOSSES_MAX: usize = 100;
 
 /// Which packs an epoch may refer to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -83,6 +90,9 @@ struct Target {
     asked: bool,
     stop: bool,
     rounds: u64,
+    /// What was found lost on the way.
+    losses: Vec<String>,
+    limits: CacheLimits,
 }
 
 /// The uploader's thread and its state.
@@ -123,6 +133,8 @@ impl Uploader {
             asked: false,
             stop: false,
             rounds: 0,
+            losses: Vec::new(),
+            limits: CacheLimits::default(),
         };
         let shared = Arc::new(Shared {
             root: root.to_owned(),
@@ -183,6 +195,16 @@ impl Uploader {
     /// What it is doing.
     pub fn state(&self) -> UploadState {
         self.shared.lock().state.clone()
+    }
+
+    /// What was found lost on the way, for people.
+    pub fn losses(&self) -> Vec<String> {
+        self.shared.lock().losses.clone()
+    }
+
+    /// Packs beyond these limits are evicted from the local cache.
+    pub fn set_limits(&self, limits: CacheLimits) {
+        self.shared.lock().limits = limits;
     }
 
     /// Waits until a round is over, for at most `patience`.
@@ -314,7 +336,9 @@ impl Shared {
             }
             self.archive(volume)?;
         }
-        self.archive(volume)
+        self.archive(volume)?;
+        let limits = self.lock().limits;
+        evict::evict(&self.root, &self.ledger, limits, self.clock.now_secs())
     }
 
     fn put_packs(&self, volume: &dyn Volume, packs: &[PackId]) -> Result<Vec<(PackId, u32)>> {
@@ -339,13 +363,42 @@ impl Shared {
 
     /// Puts one pack, unless it is there already. Pack names are never reused, so that an object of the
     /// same name and length is the same pack, sent before a crash.
+    ///
+    /// The very bytes that are sent are checked first. A damaged pack is sent all the same: its whole
+    /// records are needed, the damaged ones say so themselves, and the loss is named.
     fn put_pack(&self, volume: &dyn Volume, pack: PackId) -> Result<(PackId, u32)> {
         let name = pack.object_name();
         let path = self.root.join(&name);
-        let len = put_file(volume, &name, &path)?;
-        let len = u32::try_from(len)
+        let bytes = std::fs::read(&path).map_err(Error::io("read", &path))?;
+        let len = u32::try_from(bytes.len())
             .map_err(|_| Error::corrupt(path.display().to_string(), 0, "over 4 GiB"))?;
+        let survey = survey(pack, &bytes);
+        for damage in &survey.damage {
+            self.note_damage(&path, damage);
+        }
+        let key = ObjectKey::new(name)?;
+        if volume
+            .head(&key)?
+            .is_none_or(|there| there.len != u64::from(len))
+        {
+            volume.put(&key, Body::Bytes(&bytes), Precondition::None)?;
+        }
         Ok((pack, len))
+    }
+
+    fn note_damage(&self, path: &Path, damage: &Damage) {
+        let loss = format!(
+            "{} is damaged at byte {} ({} bytes): {}",
+            path.display(),
+            damage.offset,
+            damage.len,
+            damage.reason
+        );
+        let mut target = self.lock();
+        if target.losses.len() < LOSSES_MAX && !target.losses.contains(&loss) {
+            tracing::error!(loss, "bytes of a pack are lost");
+            target.losses.push(loss);
+        }
     }
 
     /// Uploads the newest local epoch, if all packs it may refer to are there.

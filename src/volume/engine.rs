@@ -123,6 +123,10 @@ pub struct Status {
     pub direct_io: Option<bool>,
     /// Free bytes of the backup path's file system.
     pub free_bytes: u64,
+    /// Bytes of packs whose local copy is whole.
+    pub cache_bytes: u64,
+    /// What was found lost: nothing, on a sound disk.
+    pub losses: Vec<String>,
     /// What the last recovery did.
     pub recovery: Recovery,
     /// The failure after which nothing is acknowledged, if there was one.
@@ -140,15 +144,18 @@ pub struct PackTotals {
     pub unsent_count: u64,
     /// Their bytes.
     pub unsent_bytes: u64,
+    /// Bytes in the pack that is being written, which are only here too.
+    pub open_bytes: u64,
 }
 
-impl From<Totals> for PackTotals {
-    fn from(totals: Totals) -> PackTotals {
+impl PackTotals {
+    fn new(totals: Totals, open_bytes: u64) -> PackTotals {
         PackTotals {
             count: totals.packs,
             bytes: totals.bytes,
             unsent_count: totals.unsent_packs,
             unsent_bytes: totals.unsent_bytes,
+            open_bytes,
         }
     }
 }
@@ -240,11 +247,13 @@ impl Volume {
                 .map_or(Epoch(0), |record| record.epoch),
             epoch_archived: archived,
             recovery_point_secs: has_store.then(|| self.recovery_point_secs(archived)),
-            packs: self.ledger.totals().into(),
+            packs: PackTotals::new(self.ledger.totals(), self.packs.open_bytes()),
             store: settings.store,
             upload: self.uploader.state(),
             direct_io: self.packs.direct_io(),
             free_bytes: crate::volume::live::free_bytes(&self.root).unwrap_or(0),
+            cache_bytes: self.ledger.totals().local_bytes,
+            losses: self.uploader.losses(),
             recovery: self.recovery.clone(),
             failure: self.health.failure(),
         }
@@ -312,6 +321,17 @@ impl Volume {
             }
         };
         let mut settings = self.settings();
+        let evicted = self
+            .ledger
+            .all()
+            .iter()
+            .filter(|(_, entry)| entry.evicted)
+            .count();
+        if evicted > 0 && settings.store != store {
+            return Err(Error::Refused(format!(
+                "{evicted} packs are only on the external volume that is set now: it cannot be left behind"
+            )));
+        }
         settings.store = store.clone();
         settings.write(&self.root)?;
         *whole(&self.settings) = settings.clone();

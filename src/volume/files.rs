@@ -287,13 +287,27 @@ impl Files {
 
     /// What `look` sees of the overlay, together with how far the file is ahead of exactly that: the file's
     /// lock is held, so that nothing moves from the one to the other in between.
-    pub fn look_ahead<T>(&self, ino: Ino, look: impl FnOnce() -> Result<T>) -> Result<(T, Option<Ahead>)> {
-        let Some(file) = self.get(ino) else { return Ok((look()?, None)) };
+    pub fn look_ahead<T>(
+        &self,
+        ino: Ino,
+        look: impl FnOnce() -> Result<T>,
+    ) -> Result<(T, Option<Ahead>)> {
+        let Some(file) = self.get(ino) else {
+            return Ok((look()?, None));
+        };
         let state = file.state();
         let seen = look()?;
-        let in_flight: usize = state.in_flight.iter().map(|waiting| waiting.piece.bytes.len()).sum();
+        let in_flight: usize = state
+            .in_flight
+            .iter()
+            .map(|waiting| waiting.piece.bytes.len())
+            .sum();
         let unplaced = (in_flight + state.dirty.len_bytes()) as u64;
-        let ahead = state.modified.map(|modified| Ahead { size: state.size, modified, unplaced });
+        let ahead = state.modified.map(|modified| Ahead {
+            size: state.size,
+            modified,
+            unplaced,
+        });
         Ok((seen, ahead))
     }
 

@@ -77,7 +77,7 @@ pub enum ArchiveTask {
     /// An epoch was closed.
     Close(Box<Closing>),
     /// A refill is over: the index holds everything up to the epoch.
-    Refilled(Result<(Index, Epoch)>),
+    Refilled(Box<Result<(Index, Epoch)>>),
     /// All that was sent before is done, and no more comes.
     Stop,
 }
@@ -140,7 +140,7 @@ impl Indexer {
         for task in tasks {
             match task {
                 ArchiveTask::Close(closing) => self.close(*closing),
-                ArchiveTask::Refilled(outcome) => self.refilled(outcome),
+                ArchiveTask::Refilled(outcome) => self.refilled(*outcome),
                 ArchiveTask::Stop => return,
             }
             self.refill_if_needed();
@@ -242,7 +242,7 @@ impl Indexer {
         let fill = move || {
             let outcome = fill(&dir, volume, &view).map(|index| (index, view.at()));
             // The archive thread may be gone: then the next opening finds no checkpoint and refills.
-            let _ = tasks.send(ArchiveTask::Refilled(outcome.map_err(Error::from)));
+            let _ = tasks.send(ArchiveTask::Refilled(Box::new(outcome.map_err(Error::from))));
         };
         if let Err(error) = std::thread::Builder::new()
             .name("refill".into())
@@ -275,7 +275,7 @@ impl Indexer {
                 tracing::info!("the index is complete");
             }
             Err(error) => {
-                tracing::error!(error = %Error::from(error).chain(), "the index could not be completed")
+                tracing::error!(error = %Error::from(error).chain(), "the index could not be completed");
             }
         }
     }

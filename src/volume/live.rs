@@ -35,7 +35,9 @@ pub fn free_bytes(path: &Path) -> Result<u64> {
 impl Volume {
     /// What `stat` shows: where an open file is ahead of the overlay, its own state.
     fn attr(&self, ino: Ino) -> Result<Attr> {
-        let (inode, ahead) = self.files.look_ahead(ino, || namespace::inode_of(&self.overlay.read(), ino))?;
+        let (inode, ahead) = self
+            .files
+            .look_ahead(ino, || namespace::inode_of(&self.overlay.read(), ino))?;
         let mut attr = namespace::attr_of(ino, &inode);
         if let Some(ahead) = ahead {
             attr.size = ahead.size;
@@ -327,7 +329,7 @@ impl Tree for Volume {
             let file = self.file_of(ino)?;
             self.files
                 .write(&file, offset, bytes, self.clock.now(), &|| {
-                    self.queue.press()
+                    self.queue.press();
                 })
         });
         match written {

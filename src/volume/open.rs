@@ -31,6 +31,7 @@ use crate::pack::recover::recover_unsealed;
 use crate::pack::store::PackStore;
 use crate::pack::writer::PackIo;
 use crate::types::{Epoch, Ino, Lsn, SessionId, Timestamp, Uuid};
+use crate::upload::evict::CacheLimits;
 use crate::upload::{LocalEpochs, PackGate, Uploader};
 use crate::volume::archive::{Archive, ClosedEpoch};
 use crate::volume::commit::{Closing, CommitParts, CommitQueue, Committer, encode_epoch};
@@ -166,7 +167,7 @@ impl Volume {
                 Arc::clone(&stop_refill),
             );
             spawn("blob-refill", move || {
-                refill_blobs(&root, &ledger, &blobs, &stop)
+                refill_blobs(&root, &ledger, &blobs, &stop);
             })?
         };
         for epoch in recovered {
@@ -261,7 +262,10 @@ impl Volume {
     /// Opens the external volume of the settings, for uploads and for reads of what is not here. An
     /// external volume that is away is no reason not to open.
     pub fn connect_store(&self) {
-        let store = self.settings().store;
+        let settings = self.settings();
+        let limits = CacheLimits::new(settings.cache_bytes, settings.evict_after_secs);
+        self.uploader.set_limits(limits);
+        let store = settings.store;
         let Store::Dir { path, store } = store else {
             self.uploader.set_volume(None);
             self.fetch.set_external(None);

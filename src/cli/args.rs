@@ -1,0 +1,180 @@
+//! The words of the command line. What they mean is in the file of each command.
+
+use std::path::PathBuf;
+
+use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
+
+use crate::daemon::Until;
+
+/// How a moment may be written.
+pub(super) const TIME_HELP: &str = "A moment of the past: a snapshot's name, '2026-01-31 14:00' (UTC), \
+    '2026-01-31T14:00:00+01:00', 'yesterday 18:00', '3 hours ago', or an epoch's number";
+
+/// A FUSE-aware storage engine for backup volumes.
+#[derive(Debug, Parser)]
+#[command(
+    name = "tidefs",
+    version,
+    arg_required_else_help = true,
+    max_term_width = 100
+)]
+#[command(
+    after_help = "Exit codes: 0 done, 1 failed, 2 wrong use, 3 stopped before it was done, 4 problems found, \
+    5 external volume unreachable"
+)]
+pub(super) struct Args {
+    /// The backup path: the local root of the volume
+    #[arg(
+        short = 'p',
+        long = "path",
+        value_name = "BACKUP_PATH",
+        env = "TIDEFS_PATH",
+        global = true
+    )]
+    pub(super) path: Option<PathBuf>,
+    /// Print one JSON document; long commands print progress before it, a document a line
+    #[arg(long, global = true)]
+    pub(super) json: bool,
+    /// Print progress as lines, also where no terminal is
+    #[arg(long, global = true, conflicts_with = "quiet")]
+    pub(super) progress: bool,
+    /// Print no progress, and nothing that only says that it is done
+    #[arg(short, long, global = true)]
+    pub(super) quiet: bool,
+    #[command(subcommand)]
+    pub(super) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    /// Make a backup path, in a new or empty directory
+    Init,
+    /// Show how things are, and what would be lost if this machine burned down now
+    Status,
+    /// The external volume, where packs and archived metadata go
+    #[command(subcommand)]
+    Store(Store),
+    /// Mount the volume, a moment of it, or an external volume alone
+    Mount(Mount),
+    /// Take a mount away; uploads may go on for a while
+    Umount(Umount),
+    /// Serve without a mount: uploads go on
+    Daemon(Daemon),
+    /// Close the epoch now, as a moment with a name
+    Snapshot(Snapshot),
+    /// Wait until what was written so far is safe
+    Wait(Wait),
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Store {
+    /// Choose the external volume
+    #[command(subcommand)]
+    Set(StoreSet),
+    /// Show which one it is
+    Show,
+    /// Try out what it can do: rename, fsync, listing, put and read back
+    Test {
+        /// The place to try: dir:/path; without it, the external volume of the backup path
+        spec: Option<String>,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum StoreSet {
+    /// None: packs stay in the backup path
+    Local,
+    /// A mounted directory: a disk, NFS, SMB, FUSE. It must exist, and be empty or ours
+    Dir {
+        /// The directory
+        #[arg(value_name = "PATH")]
+        directory: PathBuf,
+    },
+}
+
+#[derive(Debug, ClapArgs)]
+pub(super) struct Mount {
+    #[arg(long, value_name = "TIME", help = TIME_HELP)]
+    pub(super) at: Option<String>,
+    /// Mount read-only from an external volume (dir:/path), without a backup path
+    #[arg(long, value_name = "SPEC")]
+    pub(super) external: Option<String>,
+    /// Mount options, separated by commas, as in /etc/fstab
+    #[arg(short = 'o', value_name = "OPTIONS", action = clap::ArgAction::Append)]
+    pub(super) options: Vec<String>,
+    /// Stay in the foreground; prints "ready MOUNTPOINT" when it serves
+    #[arg(short = 'f', long)]
+    pub(super) foreground: bool,
+    /// We are the background process: talk to who started us, and log to this file
+    #[arg(long, hide = true, requires = "foreground")]
+    pub(super) background_log: Option<PathBuf>,
+    /// An existing directory
+    pub(super) mountpoint: PathBuf,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(super) struct Umount {
+    /// Take it away though somebody is in it; they go on until they leave
+    #[arg(short, long)]
+    pub(super) lazy: bool,
+    /// Let uploads go on for at most this long; the rest is sent the next time
+    #[arg(long, value_name = "SECONDS", default_value_t = 30)]
+    pub(super) drain: u64,
+    /// Where it is mounted
+    pub(super) mountpoint: PathBuf,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(super) struct Daemon {
+    /// End the daemon that serves the backup path, after uploads went on for at most 30 seconds
+    #[arg(long)]
+    pub(super) stop: bool,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(super) struct Snapshot {
+    /// List the moments that can be mounted
+    #[arg(long, conflicts_with = "name")]
+    pub(super) list: bool,
+    /// What to call it
+    pub(super) name: Option<String>,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(super) struct Wait {
+    /// How safe: on the local disk, its bytes on the external volume, or recoverable from there alone
+    #[arg(long, value_enum, default_value_t = Level::Archived)]
+    pub(super) until: Level,
+    /// Give up after this (exit code 3, or 5 if the external volume is away)
+    #[arg(long, value_name = "SECONDS")]
+    pub(super) timeout: Option<u64>,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(super) enum Level {
+    Local,
+    External,
+    Archived,
+}
+
+impl From<Level> for Until {
+    fn from(level: Level) -> Until {
+        match level {
+            Level::Local => Until::Local,
+            Level::External => Until::External,
+            Level::Archived => Until::Archived,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_words_contradict_each_other_nowhere() {
+        Args::command().debug_assert();
+    }
+}

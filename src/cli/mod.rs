@@ -1,0 +1,133 @@
+//! What was typed, what it means, one call, and how the outcome is shown.
+//!
+//! In reading order: `args` (the words), `output` and `progress` (the only places that print), `time` (moments
+//! as people write them), then a file for each command; `mount8` is the same mount as mount(8) calls it. No
+//! decision about volumes is made here.
+
+mod args;
+mod daemon;
+mod init;
+mod mount;
+mod mount8;
+mod output;
+mod progress;
+mod snapshot;
+mod status;
+mod store;
+mod time;
+mod umount;
+mod wait;
+
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use clap::Parser;
+use serde_json::Value;
+
+use crate::clock::{Clock, SystemClock};
+use crate::daemon::opening::{Reach, reach};
+use crate::daemon::operations::perform;
+use crate::daemon::{Failure, Progress, Request, log};
+
+use args::{Args, Command};
+use output::Output;
+use progress::Reporter;
+
+/// What a command did, or why not.
+type Outcome = Result<(), Failure>;
+
+/// Runs the program as it was called.
+pub fn run(args: Vec<OsString>) -> ExitCode {
+    let is_mount8 = args
+        .first()
+        .is_some_and(|name| name.as_bytes().ends_with(b"mount.tidefs"));
+    if is_mount8 {
+        return mount8::run(&args);
+    }
+    let args = match Args::try_parse_from(args) {
+        Ok(args) => args,
+        Err(error) => {
+            // 2 for wrong use, 0 for --help and --version; nobody to read it is no failure of ours.
+            let _ = error.print();
+            return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
+        }
+    };
+    let out = Output::new(args.json, args.quiet);
+    let context = Context {
+        path: args.path,
+        reporter: Reporter::new(args.json, args.progress, args.quiet),
+        out,
+        clock: Arc::new(SystemClock),
+    };
+    out.finish(context.dispatch(args.command))
+}
+
+/// What every command has.
+#[derive(Debug)]
+struct Context {
+    path: Option<PathBuf>,
+    out: Output,
+    reporter: Reporter,
+    clock: Arc<dyn Clock>,
+}
+
+impl Context {
+    fn dispatch(mut self, command: Command) -> Outcome {
+        match &command {
+            // Those that may serve decide for themselves.
+            Command::Mount(_) | Command::Daemon(_) => {}
+            _ => log::start("warn"),
+        }
+        match command {
+            Command::Init => init::run(&self),
+            Command::Status => status::run(&mut self),
+            Command::Store(command) => store::run(&mut self, command),
+            Command::Mount(mount) => mount::run(&mut self, mount),
+            Command::Umount(umount) => umount::run(&mut self, &umount),
+            Command::Daemon(daemon) => daemon::run(&mut self, &daemon),
+            Command::Snapshot(snapshot) => snapshot::run(&mut self, snapshot),
+            Command::Wait(wait) => wait::run(&mut self, &wait),
+        }
+    }
+
+    /// The backup path that was named, absolute.
+    fn root(&self) -> Result<PathBuf, Failure> {
+        let path = self
+            .path
+            .as_ref()
+            .filter(|path| !path.as_os_str().is_empty());
+        let path = path.ok_or_else(|| {
+            Failure::usage("which backup path? Name it with -p BACKUP_PATH, or set TIDEFS_PATH")
+        })?;
+        absolute(path)
+    }
+
+    /// Asks the volume: through its daemon, else by opening it.
+    fn ask(&mut self, request: &Request) -> Result<Value, Failure> {
+        let root = self.root()?;
+        match reach(&root, &self.clock)? {
+            Reach::Daemon(client) => client.ask(request, &mut |step| self.report(&step)),
+            Reach::Open(volume) => {
+                let outcome = perform(&volume, request, &mut |step| self.report(&step));
+                let closed = volume.close(Duration::ZERO, &mut |_| {});
+                let value = outcome?;
+                closed?;
+                Ok(value)
+            }
+        }
+    }
+
+    fn report(&mut self, step: &Progress) -> bool {
+        self.reporter.show(step);
+        true
+    }
+}
+
+fn absolute(path: &Path) -> Result<PathBuf, Failure> {
+    std::path::absolute(path)
+        .map_err(|error| Failure::usage(format!("'{}' is no path: {error}", path.display())))
+}

@@ -1,0 +1,352 @@
+//! `tidefs mount`: what to show, where; checked here, served from the background.
+
+use std::ffi::OsString;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use serde_json::{Value, json};
+use vfs::Spec;
+
+use crate::cli::args::Mount;
+use crate::cli::output::{clean, moment, print};
+use crate::cli::{Context, Outcome, absolute, time};
+use crate::daemon::opening::open_to_serve;
+use crate::daemon::protocol::Answer;
+use crate::daemon::serve::{Serving, clear_dead_mount, serve_view};
+use crate::daemon::{Failure, background, log, signals};
+use crate::fuse::{self, MountOptions, OptionList};
+use crate::volume::external::open_external;
+use crate::volume::init::read_identity;
+use crate::volume::snapshots::SnapshotsTree;
+
+/// What is mounted, and how.
+#[derive(Debug)]
+pub(super) struct Plan {
+    what: What,
+    mountpoint: PathBuf,
+    options: MountOptions,
+    /// As they were given, for the process in the background.
+    options_text: String,
+    foreground: bool,
+    background_log: Option<PathBuf>,
+}
+
+#[derive(Debug)]
+enum What {
+    /// The volume of a backup path, to be written.
+    Live(PathBuf),
+    /// A moment of it, from what is on the local disk. Needs no lock: what it reads never changes.
+    Moment(PathBuf, String),
+    /// An external volume, alone.
+    External(Spec, Option<String>),
+}
+
+pub(super) fn run(context: &mut Context, mount: Mount) -> Outcome {
+    Plan::new(context, mount)?.run(context)
+}
+
+impl Plan {
+    fn new(context: &Context, mount: Mount) -> Result<Plan, Failure> {
+        let options_text = mount.options.join(",");
+        let options =
+            OptionList::parse(&options_text).map_err(|error| Failure::usage(error.chain()))?;
+        let external = mount.external.or_else(|| options.external.clone());
+        let at = mount.at.or_else(|| options.at.clone());
+        let what = match external {
+            Some(spec) => What::External(parse_spec(&spec)?, at),
+            None => of_path(context.root()?, at),
+        };
+        Plan::with(
+            what,
+            &mount.mountpoint,
+            options,
+            options_text,
+            mount.foreground,
+            mount.background_log,
+        )
+    }
+
+    /// As mount(8) names it: the source is a backup path or an external volume.
+    pub(super) fn from_source(
+        source: &str,
+        mountpoint: &Path,
+        options_text: String,
+        options: OptionList,
+    ) -> Result<Plan, Failure> {
+        let at = options.at.clone();
+        let what = match &options.external {
+            Some(spec) => What::External(parse_spec(spec)?, at),
+            None if !source.starts_with('/') && source.contains(':') => {
+                What::External(parse_spec(source)?, at)
+            }
+            None => of_path(absolute(Path::new(source))?, at),
+        };
+        Plan::with(what, mountpoint, options, options_text, false, None)
+    }
+
+    fn with(
+        what: What,
+        mountpoint: &Path,
+        options: OptionList,
+        options_text: String,
+        foreground: bool,
+        background_log: Option<PathBuf>,
+    ) -> Result<Plan, Failure> {
+        if let Some(account) = &options.account {
+            return Err(Failure::usage(format!(
+                "one account alone (account={}) cannot be mounted in this version: mount all, and use its directory",
+                clean(account)
+            )));
+        }
+        let mut mount_options = options.mount.clone();
+        mount_options.read_only |= !matches!(what, What::Live(_));
+        Ok(Plan {
+            what,
+            mountpoint: absolute(mountpoint)?,
+            options: mount_options,
+            options_text,
+            foreground: foreground || options.foreground,
+            background_log,
+        })
+    }
+
+    /// Finds what is wrong before anything is begun.
+    pub(super) fn check(&self, context: &Context) -> Result<(), Failure> {
+        match &self.what {
+            What::Live(root) | What::Moment(root, _) => drop(read_identity(root)?),
+            What::External(..) => {}
+        }
+        if clear_dead_mount(&self.mountpoint)? {
+            context.out.note(&format!(
+                "removed the dead mount at {}: its daemon had ended without unmounting",
+                self.mountpoint.display()
+            ));
+        }
+        let shown = self.mountpoint.display();
+        match fs::metadata(&self.mountpoint) {
+            Ok(found) if found.is_dir() => Ok(()),
+            Ok(_) => Err(Failure::failed(format!(
+                "{shown} is not a directory: mount on an empty one"
+            ))),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Err(Failure::failed(
+                format!("the mount point {shown} does not exist: create it first"),
+            )),
+            Err(error) => Err(Failure::failed(format!(
+                "cannot look at the mount point {shown}: {error}"
+            ))),
+        }
+    }
+
+    /// Mounts, from the background unless told otherwise.
+    pub(super) fn run(&self, context: &mut Context) -> Outcome {
+        match &self.background_log {
+            Some(log) => self.serve_in_background(context, log),
+            None => {
+                self.check(context)?;
+                if self.foreground {
+                    self.serve_in_foreground(context)
+                } else {
+                    log::start("warn");
+                    let ready = self.launch()?;
+                    context.out.done(&ready, &said(&ready))
+                }
+            }
+        }
+    }
+
+    fn launch(&self) -> Result<Value, Failure> {
+        let (log_path, log) = match &self.what {
+            What::Live(root) => log::open(root)?,
+            What::Moment(..) | What::External(..) => log::open_temporary()?,
+        };
+        let mut args: Vec<OsString> = Vec::new();
+        let (path, at) = match &self.what {
+            What::Live(root) => (Some(root), None),
+            What::Moment(root, at) => (Some(root), Some(at)),
+            What::External(_, at) => (None, at.as_ref()),
+        };
+        if let Some(path) = path {
+            args.extend(["--path".into(), path.into()]);
+        }
+        args.extend(["mount".into(), "--foreground".into()]);
+        args.extend(["--background-log".into(), log_path.clone().into()]);
+        if let Some(at) = at {
+            args.push(format!("--at={at}").into());
+        }
+        if let What::External(spec, _) = &self.what {
+            args.push(format!("--external={spec}").into());
+        }
+        if !self.options_text.is_empty() {
+            args.extend(["-o".into(), (&self.options_text).into()]);
+        }
+        args.extend(["--".into(), (&self.mountpoint).into()]);
+        let ready = background::launch(&args, log, &log_path);
+        if ready.is_err() {
+            discard_empty(&log_path);
+        }
+        ready
+    }
+
+    fn serve_in_foreground(&self, context: &mut Context) -> Outcome {
+        signals::block()?;
+        log::start("info");
+        let is_json = context.out.is_json();
+        self.serve(context, |ready| {
+            let text = if is_json {
+                json!({ "ready": ready }).to_string()
+            } else {
+                format!("ready {}", self.mountpoint.display())
+            };
+            // Served all the same if nobody reads it.
+            let _ = print(&text);
+            Ok(())
+        })
+    }
+
+    fn serve_in_background(&self, context: &mut Context, log_path: &Path) -> Outcome {
+        signals::block()?;
+        log::start("info");
+        background::detach()?;
+        let mut is_told = false;
+        let outcome = self.serve(context, |mut ready| {
+            is_told = true;
+            if let Some(ready) = ready.as_object_mut() {
+                ready.insert("log".into(), json!(log_path));
+            }
+            background::tell(&Answer::Done(ready))
+        });
+        if !matches!(self.what, What::Live(_)) && outcome.is_ok() {
+            discard_empty(log_path);
+        }
+        match outcome {
+            // Who waits shows it; if nobody does, the log has it.
+            Err(failure) if !is_told => {
+                background::tell(&Answer::Failed(failure.clone())).or(Err(failure))
+            }
+            outcome => outcome,
+        }
+    }
+
+    fn serve(
+        &self,
+        context: &mut Context,
+        ready: impl FnOnce(Value) -> std::io::Result<()>,
+    ) -> Outcome {
+        match &self.what {
+            What::Live(root) => self.serve_live(context, root, ready),
+            What::Moment(root, at) => {
+                self.serve_view(context, &Spec::Local(root.clone()), Some(at), ready)
+            }
+            What::External(spec, at) => self.serve_view(context, spec, at.as_deref(), ready),
+        }
+    }
+
+    fn serve_live(
+        &self,
+        context: &mut Context,
+        root: &Path,
+        ready: impl FnOnce(Value) -> std::io::Result<()>,
+    ) -> Outcome {
+        let clock = Arc::clone(&context.clock);
+        let volume = open_to_serve(root, &clock, &mut |step| context.report(&step))?;
+        context.reporter.clear();
+        let tree = SnapshotsTree::new(Arc::clone(&volume));
+        let (serving, control) = Serving::start(volume, clock.now().secs)?;
+        let options = MountOptions {
+            source: root.display().to_string(),
+            ..self.options.clone()
+        };
+        let mounted = fuse::mount(tree, &self.mountpoint, &options)?;
+        let document = json!({
+            "mountpoint": mounted.mountpoint(),
+            "backup_path": root,
+            "read_only": options.read_only,
+            "pid": std::process::id(),
+        });
+        serving.run(control, Some(mounted), || ready(document))
+    }
+
+    fn serve_view(
+        &self,
+        context: &Context,
+        spec: &Spec,
+        at: Option<&str>,
+        ready: impl FnOnce(Value) -> std::io::Result<()>,
+    ) -> Outcome {
+        let external = open_external(vfs::open(spec)?)?;
+        let epochs = external.epochs()?;
+        let entry = match at {
+            Some(at) => Some(time::resolve(at, &epochs, context.clock.now())?),
+            None => epochs.iter().max_by_key(|entry| entry.epoch).cloned(),
+        };
+        let tree = external.tree(at.and(entry.as_ref()).map(|entry| entry.epoch))?;
+        let shown = match spec {
+            Spec::Local(path) => path.display().to_string(),
+            other => other.to_string(),
+        };
+        let epoch = entry
+            .as_ref()
+            .map_or(external.record().epoch, |entry| entry.epoch);
+        let options = MountOptions {
+            source: format!("{shown}@epoch-{epoch}"),
+            read_only: true,
+            ..self.options.clone()
+        };
+        let mounted = fuse::mount(tree, &self.mountpoint, &options)?;
+        let document = json!({
+            "mountpoint": mounted.mountpoint(),
+            "external": matches!(self.what, What::External(..)).then(|| spec.to_string()),
+            "backup_path": matches!(self.what, What::Moment(..)).then_some(&shown),
+            "volume": external.identity().volume,
+            "owner": external.identity().owner,
+            "epoch": epoch,
+            "time": entry.as_ref().map(|entry| entry.time),
+            "name": entry.and_then(|entry| entry.name),
+            "read_only": true,
+            "pid": std::process::id(),
+        });
+        serve_view(mounted, || ready(document))
+    }
+}
+
+fn of_path(root: PathBuf, at: Option<String>) -> What {
+    match at {
+        Some(at) => What::Moment(root, at),
+        None => What::Live(root),
+    }
+}
+
+fn parse_spec(text: &str) -> Result<Spec, Failure> {
+    Spec::parse(text).map_err(|error| Failure::usage(Failure::from(error).text))
+}
+
+/// A log in which nothing stands is no use to anybody.
+fn discard_empty(path: &Path) {
+    if fs::metadata(path).is_ok_and(|found| found.len() == 0) {
+        // It stays then: an empty file.
+        let _ = fs::remove_file(path);
+    }
+}
+
+/// What is mounted now, in words.
+fn said(ready: &Value) -> String {
+    let word = |key: &str| ready.get(key).and_then(Value::as_str).map(clean);
+    let number = |key: &str| ready.get(key).and_then(Value::as_i64);
+    let mountpoint = word("mountpoint").unwrap_or_default();
+    let what = word("external")
+        .or_else(|| word("backup_path"))
+        .unwrap_or_default();
+    let mut text = format!("{what} is mounted at {mountpoint}");
+    if let Some(epoch) = number("epoch") {
+        text.push_str(&format!(", read-only, as of epoch {epoch}"));
+        if let Some(time) = number("time") {
+            text.push_str(&format!(", closed {}", moment(time)));
+        }
+        if let Some(name) = word("name") {
+            text.push_str(&format!(", '{name}'"));
+        }
+    }
+    text.push('.');
+    text
+}

@@ -1,0 +1,233 @@
+//! `tidefs status`
+
+use std::fmt::Write as _;
+use std::path::PathBuf;
+
+use serde::Deserialize;
+
+use crate::cli::output::{clean, count, moment, size, span};
+use crate::cli::{Context, Outcome};
+use crate::daemon::{Failure, Request};
+use crate::volume::settings::Store;
+
+/// What is shown of the document; a program sees all of it.
+#[derive(Deserialize)]
+struct Shown {
+    backup_path: PathBuf,
+    volume: String,
+    ack: String,
+    epoch_local: u64,
+    epoch_archived: u64,
+    recovery_point_secs: Option<i64>,
+    packs: Packs,
+    store: Store,
+    upload: Upload,
+    free_bytes: u64,
+    recovery: Recovery,
+    failure: Option<String>,
+    daemon: Option<Daemon>,
+}
+
+#[derive(Deserialize)]
+struct Packs {
+    count: u64,
+    bytes: u64,
+    unsent_count: u64,
+    unsent_bytes: u64,
+}
+
+#[derive(Deserialize)]
+#[serde(tag = "state", rename_all = "lowercase")]
+enum Upload {
+    Off,
+    Up,
+    Down { since: u64, reason: String },
+    Refused { reason: String },
+}
+
+#[derive(Deserialize)]
+struct Recovery {
+    frames: u64,
+    packs_sealed: u64,
+    index_note: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct Daemon {
+    pid: u32,
+    since: i64,
+    phase: String,
+    mountpoint: Option<PathBuf>,
+}
+
+pub(super) fn run(context: &mut Context) -> Outcome {
+    let document = context.ask(&Request::Status)?;
+    let shown = Shown::deserialize(&document)
+        .map_err(|error| Failure::failed(format!("the answer is not understood: {error}")))?;
+    let text = shown.text(context.clock.now().secs);
+    context.out.result(&document, &text)
+}
+
+impl Shown {
+    fn text(&self, now: i64) -> String {
+        let mut text = String::new();
+        let mut line = |key: &str, value: String| {
+            // Writing to a string does not fail.
+            let _ = writeln!(text, "{key:<16} {}", clean(&value));
+        };
+        line("backup path", self.backup_path.display().to_string());
+        line("volume", self.volume.clone());
+        line("served", self.served(now));
+        if let Some(failure) = &self.failure {
+            line(
+                "FAILURE",
+                format!("nothing is acknowledged any more: {failure}"),
+            );
+        }
+        line("recovery point", self.recovery_point());
+        line("external volume", self.external(now));
+        line(
+            "epochs",
+            format!(
+                "{} closed, {} archived",
+                self.epoch_local, self.epoch_archived
+            ),
+        );
+        line("packs", self.packs());
+        line("free space", size(self.free_bytes));
+        line("fsync means", fsync_means(&self.ack));
+        if let Some(recovery) = self.recovery.text() {
+            line("last opening", recovery);
+        }
+        text
+    }
+
+    fn served(&self, now: i64) -> String {
+        let Some(daemon) = &self.daemon else {
+            return "no".into();
+        };
+        let place = match &daemon.mountpoint {
+            Some(mountpoint) => format!("at {}", mountpoint.display()),
+            None => "without a mount".into(),
+        };
+        let phase = if daemon.phase == "serving" {
+            String::new()
+        } else {
+            format!(", {}", daemon.phase)
+        };
+        let since = span(u64::try_from(now - daemon.since).unwrap_or(0));
+        format!("{place}, by process {} for {since}{phase}", daemon.pid)
+    }
+
+    /// The answer to: if this machine burned down now, what would I lose?
+    fn recovery_point(&self) -> String {
+        match self.recovery_point_secs {
+            None => "NONE: there is no external volume, all would be lost with this machine. \
+                     Set one with tidefs store set dir PATH"
+                .into(),
+            Some(secs) if secs <= 0 => "now: nothing would be lost with this machine".into(),
+            Some(secs) => {
+                let unsent = if self.packs.unsent_bytes > 0 {
+                    format!(", {} unsent", size(self.packs.unsent_bytes))
+                } else {
+                    String::new()
+                };
+                let span = span(secs.unsigned_abs());
+                format!("{span}: that much work would be lost with this machine{unsent}")
+            }
+        }
+    }
+
+    fn external(&self, now: i64) -> String {
+        let place = match &self.store {
+            Store::Local => return "none (store local)".into(),
+            Store::Dir { path, .. } => format!("dir:{}", path.display()),
+        };
+        match &self.upload {
+            Upload::Off => format!("{place}, not in use"),
+            Upload::Up => format!("{place}, up"),
+            Upload::Down { since, reason } => {
+                let secs = now - since.cast_signed();
+                format!(
+                    "{place}, DOWN for {} since {}; backups go on, uploads are tried again: {reason}",
+                    span(u64::try_from(secs).unwrap_or(0)),
+                    moment(since.cast_signed())
+                )
+            }
+            Upload::Refused { reason } => format!("{place}, REFUSED: {reason}"),
+        }
+    }
+
+    fn packs(&self) -> String {
+        let packs = &self.packs;
+        let all = format!("{}, {}", count(packs.count, "pack"), size(packs.bytes));
+        if packs.unsent_count == 0 || self.store == Store::Local {
+            return all;
+        }
+        let unsent = size(packs.unsent_bytes);
+        format!("{all}; {} of them unsent, {unsent}", packs.unsent_count)
+    }
+}
+
+fn fsync_means(ack: &str) -> String {
+    match ack {
+        "local" => "on the local disk, also after a power cut".into(),
+        "remote" => "on the external volume".into(),
+        other => other.to_owned(),
+    }
+}
+
+impl Recovery {
+    fn text(&self) -> Option<String> {
+        let mut words = Vec::new();
+        if self.frames > 0 {
+            words.push(format!("{} replayed", count(self.frames, "commit")));
+        }
+        if self.packs_sealed > 0 {
+            words.push(format!("{} closed", count(self.packs_sealed, "open pack")));
+        }
+        if let Some(note) = &self.index_note {
+            words.push(format!("index rebuilt: {note}"));
+        }
+        (!words.is_empty()).then(|| words.join(", "))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn shown(store: serde_json::Value, upload: serde_json::Value, point: Option<i64>) -> String {
+        let document = json!({
+            "backup_path": "/b\u{1b}[2J", "volume": "ab", "session": "cd", "ack": "local",
+            "epoch_local": 7, "epoch_archived": 5, "recovery_point_secs": point,
+            "packs": { "count": 3, "bytes": 4096, "unsent_count": 1, "unsent_bytes": 2048 },
+            "store": store, "upload": upload, "direct_io": true, "free_bytes": 1 << 30,
+            "recovery": { "frames": 0, "packs_sealed": 0, "index_note": null, "took_ms": 1 },
+            "failure": null,
+        });
+        Shown::deserialize(&document).unwrap().text(1000)
+    }
+
+    #[test]
+    fn status_says_what_would_be_lost_now() {
+        let dir = json!({ "kind": "dir", "path": "/nas", "store": "ef" });
+        let down = json!({ "state": "down", "since": 940, "reason": "no answer" });
+        let text = shown(dir.clone(), down, Some(60));
+        for part in [
+            "1 minute: that much work",
+            "2.0 KiB unsent",
+            "DOWN for 1 minute",
+            "no answer",
+        ] {
+            assert!(text.contains(part), "{part}: {text}");
+        }
+        let text = shown(dir, json!({ "state": "up" }), Some(0));
+        assert!(text.contains("now: nothing would be lost"), "{text}");
+        let text = shown(json!({ "kind": "local" }), json!({ "state": "off" }), None);
+        assert!(text.contains("NONE") && !text.contains("unsent"), "{text}");
+        assert!(!text.contains('\u{1b}'), "{text}");
+    }
+}

@@ -1,0 +1,21 @@
+//! The life of a process that serves: it opens, mounts, answers its control socket, drains and ends.
+//!
+//! In reading order: `failure` (how anything ends that was not well), `protocol` (what is said through the
+//! socket), `operations` (what is asked of an open volume, with a daemon or without), `opening`, `control` and `client`
+//! (the two ends of the socket), `serve` (from ready to gone), `signals`, `background`, `log` and `mounts`.
+//! What was typed and how it is shown may not enter: that is `cli/`.
+
+pub mod background;
+pub mod client;
+pub mod control;
+pub mod failure;
+pub mod log;
+pub mod mounts;
+pub mod opening;
+pub mod operations;
+pub mod protocol;
+pub mod serve;
+pub mod signals;
+
+pub use failure::{Failure, FailureKind};
+pub use protocol::{Progress, Request, Until};

@@ -1,0 +1,188 @@
+//! What is asked of an open volume, the same with a daemon and without.
+
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use crate::daemon::failure::{Failure, FailureKind};
+use crate::daemon::protocol::{Progress, Request, Until};
+use crate::upload::UploadState;
+use crate::volume::settings::Store;
+use crate::volume::{Status, Volume};
+
+/// Longest name of a snapshot: it is a directory's name below `/.snapshots`.
+const NAME_LEN_MAX: usize = 255;
+
+/// Performs `request`, telling `progress`, which says whether to go on. What only a serving process can do
+/// is refused.
+pub fn perform(
+    volume: &Volume,
+    request: &Request,
+    progress: &mut dyn FnMut(Progress) -> bool,
+) -> Result<Value, Failure> {
+    match request {
+        Request::Status => value(&volume.status()),
+        Request::Epochs => value(&volume.epochs()?),
+        Request::Snapshot { name } => snapshot(volume, name.as_deref()),
+        Request::Wait { until, timeout_ms } => wait(volume, *until, *timeout_ms, progress),
+        Request::StoreSet { path } => {
+            let store = volume.set_store(path.clone())?;
+            Ok(json!({ "store": store, "upload": volume.status().upload }))
+        }
+        Request::Umount { .. } | Request::Stop { .. } | Request::Follow => Err(Failure::failed(
+            format!("{} is not served by a daemon", volume.root().display()),
+        )),
+    }
+}
+
+fn value(document: &impl serde::Serialize) -> Result<Value, Failure> {
+    serde_json::to_value(document).map_err(|error| Failure::failed(error.to_string()))
+}
+
+fn snapshot(volume: &Volume, name: Option<&str>) -> Result<Value, Failure> {
+    if let Some(name) = name {
+        check_name(name).map_err(Failure::usage)?;
+        if let Some(old) = volume
+            .epochs()?
+            .into_iter()
+            .find(|epoch| epoch.name.as_deref() == Some(name))
+        {
+            return Err(Failure::failed(format!(
+                "there is a snapshot '{name}' already, epoch {}: choose another name",
+                old.epoch
+            )));
+        }
+    }
+    let epoch = volume.close_epoch(name.map(str::to_owned))?;
+    let closed = volume
+        .epochs()?
+        .into_iter()
+        .find(|entry| entry.epoch == epoch);
+    match closed {
+        Some(entry) => value(&entry),
+        // Nothing was ever written: there is only the empty volume.
+        None => Ok(json!({ "epoch": epoch })),
+    }
+}
+
+/// Why `name` cannot name a snapshot.
+pub fn check_name(name: &str) -> Result<(), String> {
+    let shown: String = name.chars().take(80).flat_map(char::escape_debug).collect();
+    let fault = if name.is_empty() {
+        "is empty"
+    } else if name.len() > NAME_LEN_MAX {
+        "is longer than 255 bytes"
+    } else if name.contains('/') || name.contains(char::is_control) {
+        "has a '/' or a control character"
+    } else if name.starts_with('.') || name.trim() != name {
+        "begins with a dot, or begins or ends with a space"
+    } else {
+        return Ok(());
+    };
+    Err(format!(
+        "the snapshot's name '{shown}' {fault}: choose another"
+    ))
+}
+
+fn wait(
+    volume: &Volume,
+    until: Until,
+    timeout_ms: Option<u64>,
+    progress: &mut dyn FnMut(Progress) -> bool,
+) -> Result<Value, Failure> {
+    let deadline = timeout_ms.map(|ms| Instant::now() + Duration::from_millis(ms));
+    let mut meter = Meter::default();
+    let mut gave_up = None;
+    let outcome = volume.wait(until.into(), &mut |status| {
+        if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+            gave_up = Some(too_late(status, until));
+        } else if !progress(meter.read(status)) {
+            gave_up = Some(Failure::stopped("stopped waiting; uploads go on"));
+        }
+        gave_up.is_none()
+    });
+    match (gave_up, outcome) {
+        (Some(failure), _) => Err(failure),
+        (None, Err(error)) => Err(error.into()),
+        (None, Ok(())) => {
+            let status = volume.status();
+            Ok(json!({
+                "until": until,
+                "epoch_local": status.epoch_local,
+                "epoch_archived": status.epoch_archived,
+            }))
+        }
+    }
+}
+
+fn too_late(status: &Status, until: Until) -> Failure {
+    let unsent = status.packs.unsent_bytes;
+    let until = match until {
+        Until::Local => "local",
+        Until::External => "external",
+        Until::Archived => "archived",
+    };
+    match &status.upload {
+        UploadState::Down { reason, .. } => Failure::new(
+            FailureKind::Unreachable,
+            format!(
+                "not {until} in time: {unsent} bytes are unsent, and the external volume does not answer: {reason}"
+            ),
+        ),
+        _ => Failure::stopped(format!(
+            "not {until} in time: {unsent} bytes are unsent; uploads go on while the volume is open"
+        )),
+    }
+}
+
+/// Reads the progress of uploads off the status: what was unsent at most is the whole.
+#[derive(Debug, Default)]
+pub struct Meter {
+    most_bytes: u64,
+}
+
+impl Meter {
+    /// How far it is.
+    pub fn read(&mut self, status: &Status) -> Progress {
+        let unsent = status.packs.unsent_bytes;
+        self.most_bytes = self.most_bytes.max(unsent);
+        Progress {
+            step: "uploading".into(),
+            done_bytes: self.most_bytes - unsent,
+            total_bytes: Some(self.most_bytes),
+            note: match &status.upload {
+                UploadState::Down { reason, .. } => {
+                    Some(format!("waiting for the external volume: {reason}"))
+                }
+                UploadState::Refused { reason } => Some(reason.clone()),
+                UploadState::Off | UploadState::Up => None,
+            },
+        }
+    }
+}
+
+/// What is left when a volume was closed.
+pub fn leftover(status: &Status) -> Value {
+    let has_store = status.store != Store::Local;
+    json!({
+        "store": status.store,
+        "unsent_packs": if has_store { status.packs.unsent_count } else { 0 },
+        "unsent_bytes": if has_store { status.packs.unsent_bytes } else { 0 },
+        "is_archived": has_store && status.epoch_archived >= status.epoch_local,
+        "upload": status.upload,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_snapshot_cannot_have_a_name_that_no_directory_could_have() {
+        for name in ["", ".", "..", "a/b", "a\nb", ".hidden", " a", "a "] {
+            assert!(check_name(name).is_err(), "{name:?}");
+        }
+        assert!(check_name(&"a".repeat(256)).is_err());
+        assert!(check_name("before the upgrade").is_ok());
+    }
+}

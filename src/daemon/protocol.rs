@@ -1,0 +1,166 @@
+//! What is said through the control socket: one request, a line of JSON; then answers, a line each: any
+//! number of progress, and one end.
+
+use std::io::{self, BufRead, Read, Write};
+use std::path::PathBuf;
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::daemon::failure::Failure;
+use crate::volume::Durability;
+
+/// Longest line that is read: a list of epochs is the longest thing said.
+const LINE_LEN_MAX: u64 = 64 << 20;
+
+/// How safe is safe enough to stop waiting.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Until {
+    /// Survives a power cut of this machine.
+    Local,
+    /// The bytes are on the external volume.
+    External,
+    /// The external volume alone gives it back.
+    Archived,
+}
+
+impl From<Until> for Durability {
+    fn from(until: Until) -> Durability {
+        match until {
+            Until::Local => Durability::Local,
+            Until::External => Durability::External,
+            Until::Archived => Durability::Archived,
+        }
+    }
+}
+
+/// What a command asks of an open volume.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "request", rename_all = "snake_case")]
+pub enum Request {
+    /// How things are.
+    Status,
+    /// The closed epochs.
+    Epochs,
+    /// Close the epoch now, under a name.
+    Snapshot {
+        /// The name, if it shall have one.
+        name: Option<String>,
+    },
+    /// Wait until what was done so far is safe.
+    Wait {
+        /// How safe.
+        until: Until,
+        /// Give up after this.
+        timeout_ms: Option<u64>,
+    },
+    /// Where packs go from now on.
+    StoreSet {
+        /// A mounted directory; `None`: they stay in the backup path.
+        path: Option<PathBuf>,
+    },
+    /// Take the mount away, then end.
+    Umount {
+        /// Where it stands.
+        mountpoint: PathBuf,
+        /// Even if it is busy.
+        lazy: bool,
+        /// How long uploads may go on.
+        drain_ms: u64,
+    },
+    /// End; a mount is taken away first.
+    Stop {
+        /// How long uploads may go on.
+        drain_ms: u64,
+    },
+    /// Tell when a process that is ending has ended.
+    Follow,
+}
+
+impl Request {
+    /// Whether the process that answers is gone afterwards.
+    pub fn ends_the_process(&self) -> bool {
+        matches!(
+            self,
+            Request::Umount { .. } | Request::Stop { .. } | Request::Follow
+        )
+    }
+}
+
+/// How far a long operation is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Progress {
+    /// What is being done: "uploading".
+    pub step: String,
+    /// How much of it is done, in bytes.
+    pub done_bytes: u64,
+    /// How much there is, if that is known.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub total_bytes: Option<u64>,
+    /// What else is to be known, such as why it does not move.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub note: Option<String>,
+}
+
+/// A line of an answer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Answer {
+    /// It goes on.
+    Progress(Progress),
+    /// It is done; the result.
+    Done(Value),
+    /// It was not done.
+    Failed(Failure),
+}
+
+/// Reads one line; `None` at the end.
+pub fn read<T: DeserializeOwned>(source: &mut impl BufRead) -> io::Result<Option<T>> {
+    let mut line = Vec::new();
+    source.take(LINE_LEN_MAX).read_until(b'\n', &mut line)?;
+    if line.is_empty() {
+        return Ok(None);
+    }
+    serde_json::from_slice(&line)
+        .map(Some)
+        .map_err(io::Error::from)
+}
+
+/// Writes one line.
+pub fn write(target: &mut impl Write, message: &impl Serialize) -> io::Result<()> {
+    let mut line = serde_json::to_vec(message)?;
+    line.push(b'\n');
+    target.write_all(&line)?;
+    target.flush()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_written_is_read_line_by_line_and_garbage_is_an_error() {
+        let mut bytes = Vec::new();
+        let requests = [
+            Request::Status,
+            Request::Umount {
+                mountpoint: "/mnt/a b".into(),
+                lazy: true,
+                drain_ms: 1,
+            },
+        ];
+        for request in &requests {
+            write(&mut bytes, request).unwrap();
+        }
+        let mut source = bytes.as_slice();
+        for request in requests {
+            assert_eq!(read(&mut source).unwrap(), Some(request));
+        }
+        assert_eq!(read::<Request>(&mut source).unwrap(), None);
+        for garbage in [&b"\n"[..], b"{}", b"\xff\n", b"{\"request\":\"reboot\"}"] {
+            assert!(read::<Request>(&mut &garbage[..]).is_err());
+        }
+    }
+}

@@ -1,0 +1,376 @@
+//! From ready to gone: a process that serves waits for what ends it, and ends in order.
+//!
+//! What ends it: the mount is taken away (by `tidefs umount`, by umount(8), or because it failed), a signal, or
+//! a request. Then uploads may go on for a while, the volume is closed, those who wait are told, and only
+//! then the socket and the lock go away.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, Sender, bounded};
+use serde_json::{Value, json};
+
+use crate::daemon::control::{Control, Respond};
+use crate::daemon::failure::Failure;
+use crate::daemon::operations::{Meter, leftover, perform};
+use crate::daemon::protocol::{Progress, Request};
+use crate::daemon::{mounts, signals};
+use crate::error::{Error, Result};
+use crate::fuse::Mounted;
+use crate::volume::Volume;
+
+/// How long uploads go on after an unmount, unless the command says otherwise. What is left is sent the next time.
+pub const DRAIN_DEFAULT: Duration = Duration::from_secs(30);
+/// The same after a signal: whoever sends one is in a hurry, as is a machine that shuts down.
+const DRAIN_ON_SIGNAL: Duration = Duration::from_secs(5);
+/// After a signal, open files may keep the mount alive for this long.
+const BUSY_PATIENCE: Duration = Duration::from_secs(5);
+/// Those who are told the end may take this long to read it.
+const FAREWELL: Duration = Duration::from_secs(2);
+/// Events that may wait: each comes from a person.
+const EVENTS_MAX: usize = 16;
+
+/// What ends a process that serves.
+#[derive(Debug)]
+enum Event {
+    Ended(Result<()>),
+    Signal(&'static str),
+    Stop(Duration),
+}
+
+/// A backup path that is served.
+#[derive(Debug)]
+pub struct Serving {
+    volume: Arc<Volume>,
+    mounted: Mutex<Option<Arc<Mounted>>>,
+    since: i64,
+    life: Mutex<Life>,
+    changed: Condvar,
+    events: Sender<Event>,
+    incoming: Receiver<Event>,
+}
+
+#[derive(Debug, Default)]
+struct Life {
+    phase: Phase,
+    /// The newest progress of the end, and its number.
+    progress: Option<Progress>,
+    step: u64,
+    end: Option<Result<Value, Failure>>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Phase {
+    #[default]
+    Starting,
+    Serving,
+    Closing,
+}
+
+impl Phase {
+    fn name(self) -> &'static str {
+        match self {
+            Phase::Starting => "starting",
+            Phase::Serving => "serving",
+            Phase::Closing => "closing",
+        }
+    }
+}
+
+impl Serving {
+    /// Serves `volume`, opened at `since` (seconds since 1970). Requests are answered from here on.
+    pub fn start(volume: Arc<Volume>, since: i64) -> Result<(Arc<Serving>, Control), Failure> {
+        let (events, incoming) = bounded(EVENTS_MAX);
+        let root = volume.root().to_owned();
+        let serving = Arc::new(Serving {
+            volume,
+            mounted: Mutex::default(),
+            since,
+            life: Mutex::default(),
+            changed: Condvar::new(),
+            events,
+            incoming,
+        });
+        let responder: Arc<dyn Respond> = serving.clone();
+        let control = Control::start(&root, responder)?;
+        Ok((serving, control))
+    }
+
+    /// Serves until something ends it, then closes the volume. `ready` is called when all is in place; if it
+    /// fails, nobody waits for us any more and we end at once.
+    pub fn run(
+        self: &Arc<Serving>,
+        control: Control,
+        mounted: Option<Mounted>,
+        ready: impl FnOnce() -> std::io::Result<()>,
+    ) -> Result<(), Failure> {
+        let mounted = mounted.map(Arc::new);
+        self.mounted_slot().clone_from(&mounted);
+        self.life().phase = Phase::Serving;
+        watch(mounted.as_ref(), &self.events)?;
+        if ready().is_err() {
+            // The channel has room: it is ours alone until now.
+            let _ = self.events.try_send(Event::Signal("nobody waits"));
+        }
+        let ending = until_the_end(mounted.as_deref(), &self.incoming);
+        let outcome = self.close(ending.drain);
+        let outcome = match (ending.outcome, outcome) {
+            (Err(error), Ok(_)) => Err(Failure::from(error)),
+            (_, outcome) => outcome,
+        };
+        // Those who wait for the end are told before the process is gone.
+        self.life().end = Some(outcome.clone());
+        self.changed.notify_all();
+        control.settle(FAREWELL);
+        drop(control);
+        outcome.map(drop)
+    }
+
+    fn close(&self, drain: Duration) -> Result<Value, Failure> {
+        self.life().phase = Phase::Closing;
+        tracing::info!(path = %self.volume.root().display(), ?drain, "closing");
+        let mut meter = Meter::default();
+        let closed = self.volume.close(drain, &mut |status| {
+            let mut life = self.life();
+            life.progress = Some(meter.read(status));
+            life.step += 1;
+            self.changed.notify_all();
+        });
+        closed?;
+        let left = leftover(&self.volume.status());
+        tracing::info!(%left, "closed");
+        Ok(left)
+    }
+
+    fn life(&self) -> MutexGuard<'_, Life> {
+        self.life.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn mounted_slot(&self) -> MutexGuard<'_, Option<Arc<Mounted>>> {
+        self.mounted.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn mountpoint(&self) -> Option<PathBuf> {
+        let mounted = self.mounted_slot();
+        mounted
+            .as_ref()
+            .map(|mounted| mounted.mountpoint().to_owned())
+    }
+
+    fn status(&self) -> Result<Value, Failure> {
+        let mut status = perform(&self.volume, &Request::Status, &mut |_| true)?;
+        if let Some(status) = status.as_object_mut() {
+            let daemon = json!({
+                "pid": std::process::id(),
+                "since": self.since,
+                "phase": self.life().phase.name(),
+                "mountpoint": self.mountpoint(),
+            });
+            status.insert("daemon".into(), daemon);
+        }
+        Ok(status)
+    }
+
+    /// Takes the mount away and asks the process to end.
+    fn end_mount(&self, lazy: bool, drain_ms: u64) -> Result<Detached, Failure> {
+        let mounted = self.mounted_slot().clone();
+        let detached = match &mounted {
+            None => Detached::Whole,
+            Some(mounted) => match mounted.unmount(false) {
+                Ok(()) => Detached::Whole,
+                Err(_) if lazy => {
+                    mounted.unmount(true)?;
+                    Detached::StillBusy
+                }
+                Err(error) => return Err(error.into()),
+            },
+        };
+        let stop = Event::Stop(Duration::from_millis(drain_ms));
+        // Full only of other wishes to end.
+        let _ = self.events.try_send(stop);
+        Ok(detached)
+    }
+
+    /// Waits for the end of the process, telling how it goes.
+    fn follow(&self, progress: &mut dyn FnMut(Progress) -> bool) -> Result<Value, Failure> {
+        let mut seen = 0;
+        loop {
+            let step = {
+                let same = |life: &mut Life| life.end.is_none() && life.step == seen;
+                let waited =
+                    self.changed
+                        .wait_timeout_while(self.life(), Duration::from_secs(1), same);
+                let (life, _) = waited.unwrap_or_else(PoisonError::into_inner);
+                if let Some(end) = &life.end {
+                    return end.clone();
+                }
+                seen = life.step;
+                life.progress.clone()
+            };
+            let step = step.unwrap_or_else(|| Progress {
+                step: "closing".into(),
+                done_bytes: 0,
+                total_bytes: None,
+                note: None,
+            });
+            if !progress(step) {
+                return Err(Failure::stopped("nobody listens"));
+            }
+        }
+    }
+
+    fn umount(
+        &self,
+        (mountpoint, lazy, drain_ms): (&Path, bool, u64),
+        progress: &mut dyn FnMut(Progress) -> bool,
+    ) -> Result<Value, Failure> {
+        if self.mountpoint().as_deref() != Some(mountpoint) {
+            return Err(Failure::failed(format!(
+                "{} is not what this daemon has mounted",
+                mountpoint.display()
+            )));
+        }
+        match self.end_mount(lazy, drain_ms)? {
+            Detached::Whole => self.follow(progress),
+            Detached::StillBusy => Ok(json!({ "is_busy": true })),
+        }
+    }
+}
+
+enum Detached {
+    Whole,
+    StillBusy,
+}
+
+impl Respond for Serving {
+    fn respond(
+        &self,
+        request: &Request,
+        progress: &mut dyn FnMut(Progress) -> bool,
+    ) -> Result<Value, Failure> {
+        let is_closing = self.life().phase == Phase::Closing;
+        match request {
+            Request::Status => self.status(),
+            Request::Follow => self.follow(progress),
+            Request::Umount { .. } | Request::Stop { .. } if is_closing => self.follow(progress),
+            _ if is_closing => Err(Failure::stopped(format!(
+                "the daemon of {} is ending: try again when it has ended",
+                self.volume.root().display()
+            ))),
+            Request::Umount {
+                mountpoint,
+                lazy,
+                drain_ms,
+            } => self.umount((mountpoint, *lazy, *drain_ms), progress),
+            Request::Stop { drain_ms } => match self.end_mount(false, *drain_ms)? {
+                Detached::Whole => self.follow(progress),
+                Detached::StillBusy => Ok(json!({ "is_busy": true })),
+            },
+            other => perform(&self.volume, other, progress),
+        }
+    }
+}
+
+/// Serves a view until its mount is gone or a signal comes. There is nothing to close.
+pub fn serve_view(
+    mounted: Mounted,
+    ready: impl FnOnce() -> std::io::Result<()>,
+) -> Result<(), Failure> {
+    let (events, incoming) = bounded(EVENTS_MAX);
+    let mounted = Arc::new(mounted);
+    watch(Some(&mounted), &events)?;
+    if ready().is_err() {
+        // As in `Serving::run`.
+        let _ = events.try_send(Event::Signal("nobody waits"));
+    }
+    let ending = until_the_end(Some(&mounted), &incoming);
+    ending.outcome.map_err(Failure::from)
+}
+
+/// Turns the end of the mount, and signals, into events.
+fn watch(mounted: Option<&Arc<Mounted>>, events: &Sender<Event>) -> Result<()> {
+    let on_signal = events.clone();
+    signals::listen(move |signal| {
+        // Full only when it was sent again and again: the first ones are being obeyed.
+        let _ = on_signal.try_send(Event::Signal(signal));
+        true
+    })?;
+    let Some(mounted) = mounted else {
+        return Ok(());
+    };
+    let (mounted, events) = (Arc::clone(mounted), events.clone());
+    thread::Builder::new()
+        .name("mount-end".into())
+        .spawn(move || {
+            // Fails only when nobody waits for the end any more.
+            let _ = events.send(Event::Ended(mounted.wait_unmounted()));
+        })
+        .map(drop)
+        .map_err(Error::io("start", "the thread that waits for the mount"))
+}
+
+struct Ending {
+    drain: Duration,
+    outcome: Result<()>,
+}
+
+/// Waits for what ends the process; on a signal, takes the mount away first, lazily if it is busy.
+fn until_the_end(mounted: Option<&Mounted>, incoming: &Receiver<Event>) -> Ending {
+    let mut ending = Ending {
+        drain: DRAIN_DEFAULT,
+        outcome: Ok(()),
+    };
+    let mut deadline: Option<Instant> = None;
+    loop {
+        let event = match deadline {
+            None => incoming.recv().ok(),
+            Some(deadline) => incoming.recv_deadline(deadline).ok(),
+        };
+        match event {
+            None => {
+                tracing::warn!("files are still open in the mount: closing without them");
+                return ending;
+            }
+            Some(Event::Ended(outcome)) => {
+                ending.outcome = outcome;
+                return ending;
+            }
+            Some(Event::Stop(drain)) => {
+                ending.drain = drain;
+                if mounted.is_none() {
+                    return ending;
+                }
+            }
+            Some(Event::Signal(signal)) => {
+                tracing::info!(signal, "told to end");
+                if deadline.is_some() {
+                    ending.drain = Duration::ZERO;
+                    return ending;
+                }
+                ending.drain = DRAIN_ON_SIGNAL;
+                let Some(mounted) = mounted else {
+                    return ending;
+                };
+                deadline = Some(Instant::now() + BUSY_PATIENCE);
+                if let Err(error) = mounted.unmount(false).or_else(|_| mounted.unmount(true)) {
+                    tracing::error!("cannot unmount: {}", error.chain());
+                }
+            }
+        }
+    }
+}
+
+/// Removes what a killed daemon of ours left at `mountpoint`. Tells whether there was something.
+pub fn clear_dead_mount(mountpoint: &Path) -> Result<bool> {
+    if !mounts::is_dead(mountpoint) {
+        return Ok(false);
+    }
+    let place = mounts::place(mountpoint)?;
+    if mounts::ours_at(&place)?.is_none() {
+        return Ok(false);
+    }
+    mounts::unmount(&place, true)?;
+    Ok(true)
+}
