@@ -29,6 +29,7 @@ pub mod upload;
 pub mod volume;
 
 pub mod fuse;
+pub mod maintain;
 
 pub mod daemon;
 

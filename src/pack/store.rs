@@ -276,7 +276,11 @@ impl PackStore {
 
     /// Bytes in packs that are not sealed yet.
     pub fn open_bytes(&self) -> u64 {
-        self.shared.lock().writer.as_ref().map_or(0, |writer| u64::from(writer.pack_len()))
+        self.shared
+            .lock()
+            .writer
+            .as_ref()
+            .map_or(0, |writer| u64::from(writer.pack_len()))
     }
 
     /// The newest pack of this session, if it has written one.

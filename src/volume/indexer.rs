@@ -242,7 +242,9 @@ impl Indexer {
         let fill = move || {
             let outcome = fill(&dir, volume, &view).map(|index| (index, view.at()));
             // The archive thread may be gone: then the next opening finds no checkpoint and refills.
-            let _ = tasks.send(ArchiveTask::Refilled(Box::new(outcome.map_err(Error::from))));
+            let _ = tasks.send(ArchiveTask::Refilled(Box::new(
+                outcome.map_err(Error::from),
+            )));
         };
         if let Err(error) = std::thread::Builder::new()
             .name("refill".into())
