@@ -123,7 +123,7 @@ pub fn check(root: &Path, options: CheckOptions, progress: OnProgress<'_>) -> Re
         report.add_error(
             "settings.json",
             error,
-            "set the store again: tidefs store set",
+            "write {} into it for the defaults, then set the store again: tidefs store set",
         );
         Settings::default()
     });

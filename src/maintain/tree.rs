@@ -1,6 +1,6 @@
 //! The tree of a check: every name leads to an inode, every inode has its names, every extent its blob.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::Bound;
 use std::path::Path;
 
@@ -22,11 +22,14 @@ const INDEXES_MAX: usize = 64;
 /// Problems of the tree that are named one by one.
 const NAMED_MAX: usize = 1000;
 
+/// A pack's records by their offsets: name and stored length.
+type Records = HashMap<u32, (BlobHash, u32)>;
+
 struct Walk<'a> {
     root: &'a Path,
     view: &'a View,
-    known: HashMap<PackId, ()>,
-    indexes: BTreeMap<PackId, Option<HashMap<u32, (BlobHash, u32)>>>,
+    known: HashSet<PackId>,
+    indexes: BTreeMap<PackId, Option<Records>>,
     /// Names seen of inodes that have, or should have, another number than one.
     names: HashMap<Ino, (u32, u32)>,
     inodes: u64,
@@ -36,7 +39,7 @@ struct Walk<'a> {
 
 /// Checks the tree that `view` shows.
 pub(super) fn check(root: &Path, view: &View, ledger: &Ledgered, report: &mut CheckReport) {
-    let known = ledger.iter().map(|(pack, _)| (*pack, ())).collect();
+    let known = ledger.iter().map(|(pack, _)| *pack).collect();
     let mut walk = Walk {
         root,
         view,
@@ -143,7 +146,7 @@ impl Walk<'_> {
             let location = extent.location;
             let object = location.pack.object_name();
             let Some(index) = self.index(location.pack) else {
-                if !self.known.contains_key(&location.pack) {
+                if !self.known.contains(&location.pack) {
                     let reason =
                         format!("inode {ino} needs it, and it is neither here nor uploaded");
                     self.report.add(object, None, reason, ADVICE);
@@ -159,7 +162,7 @@ impl Walk<'_> {
     }
 
     /// The index of a pack's local copy. A copy that cannot be read is the pack check's to name.
-    fn index(&mut self, pack: PackId) -> Option<&HashMap<u32, (BlobHash, u32)>> {
+    fn index(&mut self, pack: PackId) -> Option<&Records> {
         if self.indexes.len() >= INDEXES_MAX && !self.indexes.contains_key(&pack) {
             self.indexes.pop_first();
         }

@@ -346,7 +346,7 @@ impl Volume {
     pub fn close(&self, drain: Duration, progress: &mut dyn FnMut(&Status)) -> Result<()> {
         self.stop_refill
             .store(true, std::sync::atomic::Ordering::Relaxed);
-        self.join("blob-refill");
+        self.join("pack-sweep");
         self.queue.stop();
         self.join("commit");
         if let Some(tasks) = whole(&self.tasks).take() {
@@ -395,7 +395,7 @@ impl Drop for Volume {
     fn drop(&mut self) {
         self.stop_refill
             .store(true, std::sync::atomic::Ordering::Relaxed);
-        self.join("blob-refill");
+        self.join("pack-sweep");
         self.queue.stop();
         self.join("commit");
         if let Some(tasks) = whole(&self.tasks).take() {

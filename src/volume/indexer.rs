@@ -134,8 +134,32 @@ impl Indexer {
         }
     }
 
+    /// Compares every page of an index that was opened with its checkpoint, behind the mount's back: a page
+    /// that the store rolled back looks right by itself.
+    fn verify_behind(&self) {
+        let Some(index) = &self.index else { return };
+        let (index, is_doubted) = (Arc::clone(index), Arc::clone(&self.is_doubted));
+        let verify = move || {
+            if let Err(doubt) = index.verify()
+                && !is_doubted.swap(true, Ordering::SeqCst)
+            {
+                tracing::warn!(
+                    reason = doubt.reason,
+                    "the index is doubtful: segments answer, and it is refilled"
+                );
+            }
+        };
+        if let Err(error) = std::thread::Builder::new()
+            .name("index-verify".into())
+            .spawn(verify)
+        {
+            tracing::warn!(%error, "the index is not verified this time");
+        }
+    }
+
     /// Runs until the tasks end.
     pub fn run(mut self, tasks: &Receiver<ArchiveTask>) {
+        self.verify_behind();
         self.refill_if_needed();
         for task in tasks {
             match task {
