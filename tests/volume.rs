@@ -139,6 +139,9 @@ fn an_evicted_pack_is_read_from_the_external_volume_and_the_rest_from_here() {
     close(volume);
     std::fs::rename(place.external(), place.dir.path().join("away")).unwrap();
     let volume = place.open();
-    assert!(content(&*volume, "alice/f").is_err(), "the bytes came from somewhere else");
+    assert!(
+        content(&*volume, "alice/f").is_err(),
+        "the bytes came from somewhere else"
+    );
     drop(volume);
 }

@@ -1,6 +1,7 @@
 //! `tidefs mount`: what to show, where; checked here, served from the background.
 
 use std::ffi::OsString;
+use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -11,12 +12,13 @@ use vfs::Spec;
 use crate::cli::args::Mount;
 use crate::cli::output::{clean, moment, print};
 use crate::cli::{Context, Outcome, absolute, time};
+use crate::daemon::moment::open_moments;
 use crate::daemon::opening::open_to_serve;
 use crate::daemon::protocol::Answer;
 use crate::daemon::serve::{Serving, clear_dead_mount, serve_view};
 use crate::daemon::{Failure, background, log, signals};
 use crate::fuse::{self, MountOptions, OptionList};
-use crate::volume::external::open_external;
+use crate::volume::external::{ExternalVolume, open_external};
 use crate::volume::init::read_identity;
 use crate::volume::snapshots::SnapshotsTree;
 
@@ -140,19 +142,16 @@ impl Plan {
 
     /// Mounts, from the background unless told otherwise.
     pub(super) fn run(&self, context: &mut Context) -> Outcome {
-        match &self.background_log {
-            Some(log) => self.serve_in_background(context, log),
-            None => {
-                self.check(context)?;
-                if self.foreground {
-                    self.serve_in_foreground(context)
-                } else {
-                    log::start("warn");
-                    let ready = self.launch()?;
-                    context.out.done(&ready, &said(&ready))
-                }
-            }
+        if let Some(log) = &self.background_log {
+            return self.serve_in_background(context, log);
         }
+        self.check(context)?;
+        if self.foreground {
+            return self.serve_in_foreground(context);
+        }
+        log::start("warn");
+        let ready = self.launch()?;
+        context.out.done(&ready, &said(&ready))
     }
 
     fn launch(&self) -> Result<Value, Failure> {
@@ -182,7 +181,7 @@ impl Plan {
         }
         args.extend(["--".into(), (&self.mountpoint).into()]);
         let ready = background::launch(&args, log, &log_path);
-        if ready.is_err() {
+        if ready.is_err() && !matches!(self.what, What::Live(_)) {
             discard_empty(&log_path);
         }
         ready
@@ -236,9 +235,18 @@ impl Plan {
         match &self.what {
             What::Live(root) => self.serve_live(context, root, ready),
             What::Moment(root, at) => {
-                self.serve_view(context, &Spec::Local(root.clone()), Some(at), ready)
+                let shown = root.display().to_string();
+                self.serve_view(context, (&open_moments(root)?, &shown), Some(at), ready)
             }
-            What::External(spec, at) => self.serve_view(context, spec, at.as_deref(), ready),
+            What::External(spec, at) => {
+                let external = open_external(vfs::open(spec)?)?;
+                self.serve_view(
+                    context,
+                    (&external, &spec.to_string()),
+                    at.as_deref(),
+                    ready,
+                )
+            }
         }
     }
 
@@ -270,21 +278,16 @@ impl Plan {
     fn serve_view(
         &self,
         context: &Context,
-        spec: &Spec,
+        (external, shown): (&ExternalVolume, &str),
         at: Option<&str>,
         ready: impl FnOnce(Value) -> std::io::Result<()>,
     ) -> Outcome {
-        let external = open_external(vfs::open(spec)?)?;
         let epochs = external.epochs()?;
         let entry = match at {
             Some(at) => Some(time::resolve(at, &epochs, context.clock.now())?),
             None => epochs.iter().max_by_key(|entry| entry.epoch).cloned(),
         };
         let tree = external.tree(at.and(entry.as_ref()).map(|entry| entry.epoch))?;
-        let shown = match spec {
-            Spec::Local(path) => path.display().to_string(),
-            other => other.to_string(),
-        };
         let epoch = entry
             .as_ref()
             .map_or(external.record().epoch, |entry| entry.epoch);
@@ -296,8 +299,8 @@ impl Plan {
         let mounted = fuse::mount(tree, &self.mountpoint, &options)?;
         let document = json!({
             "mountpoint": mounted.mountpoint(),
-            "external": matches!(self.what, What::External(..)).then(|| spec.to_string()),
-            "backup_path": matches!(self.what, What::Moment(..)).then_some(&shown),
+            "external": matches!(self.what, What::External(..)).then_some(shown),
+            "backup_path": matches!(self.what, What::Moment(..)).then_some(shown),
             "volume": external.identity().volume,
             "owner": external.identity().owner,
             "epoch": epoch,
@@ -338,13 +341,14 @@ fn said(ready: &Value) -> String {
         .or_else(|| word("backup_path"))
         .unwrap_or_default();
     let mut text = format!("{what} is mounted at {mountpoint}");
+    // Writing to a string does not fail.
     if let Some(epoch) = number("epoch") {
-        text.push_str(&format!(", read-only, as of epoch {epoch}"));
+        let _ = write!(text, ", read-only, as of epoch {epoch}");
         if let Some(time) = number("time") {
-            text.push_str(&format!(", closed {}", moment(time)));
+            let _ = write!(text, ", closed {}", moment(time));
         }
         if let Some(name) = word("name") {
-            text.push_str(&format!(", '{name}'"));
+            let _ = write!(text, ", '{name}'");
         }
     }
     text.push('.');

@@ -22,7 +22,7 @@ const EXIT_MOUNT: u8 = 32;
 
 /// Mounts as mount(8) asks.
 pub(super) fn run(args: &[OsString]) -> ExitCode {
-    let outcome = Call::parse(args.get(1..).unwrap_or_default()).and_then(|call| call.mount());
+    let outcome = Call::parse(args.get(1..).unwrap_or_default()).and_then(Call::mount);
     let Err(failure) = outcome else {
         return ExitCode::SUCCESS;
     };
@@ -87,10 +87,12 @@ impl Call {
         let &[source, target] = &places[..] else {
             return Err(usage());
         };
-        call.source = source.to_str().ok_or_else(usage)?.to_owned();
-        call.target = target.into();
-        call.options = options.join(",");
-        Ok(call)
+        Ok(Call {
+            source: source.to_str().ok_or_else(usage)?.to_owned(),
+            target: target.into(),
+            options: options.join(","),
+            ..call
+        })
     }
 
     fn mount(self) -> Result<(), Failure> {

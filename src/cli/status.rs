@@ -125,17 +125,23 @@ impl Shown {
             None => "NONE: there is no external volume, all would be lost with this machine. \
                      Set one with tidefs store set dir PATH"
                 .into(),
-            Some(secs) if secs <= 0 => "now: nothing would be lost with this machine".into(),
+            Some(secs) if secs <= 0 && self.is_archived() => {
+                "now: nothing would be lost with this machine".into()
+            }
             Some(secs) => {
                 let unsent = if self.packs.unsent_bytes > 0 {
                     format!(", {} unsent", size(self.packs.unsent_bytes))
                 } else {
                     String::new()
                 };
-                let span = span(secs.unsigned_abs());
+                let span = span(u64::try_from(secs).unwrap_or(0).max(1));
                 format!("{span}: that much work would be lost with this machine{unsent}")
             }
         }
+    }
+
+    fn is_archived(&self) -> bool {
+        self.packs.unsent_bytes == 0 && self.epoch_archived >= self.epoch_local
     }
 
     fn external(&self, now: i64) -> String {
@@ -199,11 +205,16 @@ mod tests {
 
     use super::*;
 
-    fn shown(store: serde_json::Value, upload: serde_json::Value, point: Option<i64>) -> String {
+    fn shown(
+        store: serde_json::Value,
+        upload: serde_json::Value,
+        (point, epoch_archived): (Option<i64>, u64),
+    ) -> String {
+        let unsent = 1024 * (7 - epoch_archived);
         let document = json!({
             "backup_path": "/b\u{1b}[2J", "volume": "ab", "session": "cd", "ack": "local",
-            "epoch_local": 7, "epoch_archived": 5, "recovery_point_secs": point,
-            "packs": { "count": 3, "bytes": 4096, "unsent_count": 1, "unsent_bytes": 2048 },
+            "epoch_local": 7, "epoch_archived": epoch_archived, "recovery_point_secs": point,
+            "packs": { "count": 3, "bytes": 4096, "unsent_count": 1, "unsent_bytes": unsent },
             "store": store, "upload": upload, "direct_io": true, "free_bytes": 1 << 30,
             "recovery": { "frames": 0, "packs_sealed": 0, "index_note": null, "took_ms": 1 },
             "failure": null,
@@ -215,7 +226,7 @@ mod tests {
     fn status_says_what_would_be_lost_now() {
         let dir = json!({ "kind": "dir", "path": "/nas", "store": "ef" });
         let down = json!({ "state": "down", "since": 940, "reason": "no answer" });
-        let text = shown(dir.clone(), down, Some(60));
+        let text = shown(dir.clone(), down, (Some(60), 5));
         for part in [
             "1 minute: that much work",
             "2.0 KiB unsent",
@@ -224,9 +235,16 @@ mod tests {
         ] {
             assert!(text.contains(part), "{part}: {text}");
         }
-        let text = shown(dir, json!({ "state": "up" }), Some(0));
+        let up = json!({ "state": "up" });
+        let text = shown(dir.clone(), up.clone(), (Some(0), 7));
         assert!(text.contains("now: nothing would be lost"), "{text}");
-        let text = shown(json!({ "kind": "local" }), json!({ "state": "off" }), None);
+        let text = shown(dir, up, (Some(0), 6));
+        assert!(!text.contains("nothing would be lost"), "{text}");
+        let text = shown(
+            json!({ "kind": "local" }),
+            json!({ "state": "off" }),
+            (None, 0),
+        );
         assert!(text.contains("NONE") && !text.contains("unsent"), "{text}");
         assert!(!text.contains('\u{1b}'), "{text}");
     }

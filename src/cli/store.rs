@@ -1,5 +1,6 @@
 //! `tidefs store`
 
+use std::fmt::Write as _;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -155,11 +156,17 @@ fn test(context: &mut Context, spec: Option<&str>) -> Outcome {
         )
     };
     lines.push(("verdict", verdict));
-    let text: String = lines
-        .iter()
-        .map(|(key, value)| format!("{key:<16} {}\n", clean(value)))
-        .collect();
-    context.out.result(&document, &text)
+    context.out.result(&document, &table(&lines))
+}
+
+/// A line for each key.
+fn table(lines: &[(&str, String)]) -> String {
+    let mut text = String::new();
+    for (key, value) in lines {
+        // Writing to a string does not fail.
+        let _ = writeln!(text, "{key:<16} {}", clean(value));
+    }
+    text
 }
 
 fn spec_of(context: &Context) -> Result<Spec, Failure> {

@@ -2,7 +2,7 @@
 //!
 //! In reading order: `failure` (how anything ends that was not well), `protocol` (what is said through the
 //! socket), `operations` (what is asked of an open volume, with a daemon or without), `opening`, `control` and `client`
-//! (the two ends of the socket), `serve` (from ready to gone), `signals`, `background`, `log` and `mounts`.
+//! (the two ends of the socket), `serve` (from ready to gone), `signals`, `background`, `log`, `mounts`, and `moment` (the past, without the lock).
 //! What was typed and how it is shown may not enter: that is `cli/`.
 
 pub mod background;
@@ -10,6 +10,7 @@ pub mod client;
 pub mod control;
 pub mod failure;
 pub mod log;
+pub mod moment;
 pub mod mounts;
 pub mod opening;
 pub mod operations;

@@ -22,7 +22,7 @@ pub fn perform(
 ) -> Result<Value, Failure> {
     match request {
         Request::Status => value(&volume.status()),
-        Request::Epochs => value(&volume.epochs()?),
+        Request::Epochs => value(&volume.closed_epochs()?),
         Request::Snapshot { name } => snapshot(volume, name.as_deref()),
         Request::Wait { until, timeout_ms } => wait(volume, *until, *timeout_ms, progress),
         Request::StoreSet { path } => {
@@ -43,7 +43,7 @@ fn snapshot(volume: &Volume, name: Option<&str>) -> Result<Value, Failure> {
     if let Some(name) = name {
         check_name(name).map_err(Failure::usage)?;
         if let Some(old) = volume
-            .epochs()?
+            .closed_epochs()?
             .into_iter()
             .find(|epoch| epoch.name.as_deref() == Some(name))
         {
@@ -55,7 +55,7 @@ fn snapshot(volume: &Volume, name: Option<&str>) -> Result<Value, Failure> {
     }
     let epoch = volume.close_epoch(name.map(str::to_owned))?;
     let closed = volume
-        .epochs()?
+        .closed_epochs()?
         .into_iter()
         .find(|entry| entry.epoch == epoch);
     match closed {

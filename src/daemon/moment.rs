@@ -1,0 +1,169 @@
+//! Reading the moments of a backup path beside the process that has it open: without its lock, from files
+//! that never change. A pack that was evicted is read from the external volume.
+
+use std::num::NonZeroUsize;
+use std::ops::Range;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+use std::{fmt, io};
+
+use bytes::Bytes;
+use vfs::{
+    Body, Capabilities, DirVolume, ErrorClass, Meta, ObjectKey, Page, Precondition, Sentinel,
+    Space, Volume,
+};
+
+use crate::error::Result;
+use crate::format::record::{IDENTITY_NAME, Identity};
+use crate::volume::external::{ExternalVolume, open_external};
+use crate::volume::init::read_identity;
+use crate::volume::settings::{Settings, Store};
+
+/// Opens the newest epoch that is closed in the backup path `root`.
+pub fn open_moments(root: &Path) -> Result<ExternalVolume> {
+    let identity = read_identity(root)?;
+    let local = Arc::new(DirVolume::open_local(root)?);
+    let away = match Settings::read(root)?.store {
+        Store::Local => None,
+        Store::Dir { path, store } => open_away(&path, identity, store),
+    };
+    open_external(Arc::new(LocalFirst { local, away }))
+}
+
+/// An external volume that is away is no reason not to look at what is here.
+fn open_away(path: &Path, identity: Identity, store: String) -> Option<Arc<dyn Volume>> {
+    let opened = || -> Result<Arc<dyn Volume>> {
+        let away = DirVolume::open(path)?;
+        away.bind(sentinel(identity, store)?)?;
+        Ok(Arc::new(away))
+    };
+    match opened() {
+        Ok(away) => Some(away),
+        Err(error) => {
+            tracing::warn!(
+                "without the external volume, files whose packs are not here cannot be read: {}",
+                error.chain()
+            );
+            None
+        }
+    }
+}
+
+fn sentinel(ours: Identity, store: String) -> Result<Sentinel> {
+    let check = move |bytes: &[u8]| {
+        let there = Identity::parse(IDENTITY_NAME, bytes).map_err(|error| error.chain())?;
+        if there.volume == ours.volume && there.store.as_deref() == Some(&store) {
+            Ok(())
+        } else {
+            Err(format!("it is volume {}", there.volume))
+        }
+    };
+    Ok(Sentinel::new(ObjectKey::new(IDENTITY_NAME)?, check))
+}
+
+/// What is here, and of what is not, what is away. Nothing is ever written through it.
+#[derive(Debug)]
+struct LocalFirst {
+    local: Arc<DirVolume>,
+    away: Option<Arc<dyn Volume>>,
+}
+
+impl LocalFirst {
+    fn refuse<T>(&self, op: &'static str) -> vfs::Result<T> {
+        let message = "a view writes nothing";
+        let error = vfs::Error::new(ErrorClass::Permanent, op, &self.to_string(), "", message);
+        Err(error.with_source(io::Error::from(io::ErrorKind::ReadOnlyFilesystem)))
+    }
+}
+
+impl fmt::Display for LocalFirst {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.local.fmt(f)
+    }
+}
+
+impl Volume for LocalFirst {
+    fn get(&self, key: &ObjectKey, range: Range<u64>) -> vfs::Result<Bytes> {
+        match (self.local.get(key, range.clone()), &self.away) {
+            (Err(error), Some(away)) if error.is_not_found() => away.get(key, range),
+            (outcome, _) => outcome,
+        }
+    }
+
+    fn head(&self, key: &ObjectKey) -> vfs::Result<Option<Meta>> {
+        match (self.local.head(key)?, &self.away) {
+            (None, Some(away)) => away.head(key),
+            (found, _) => Ok(found),
+        }
+    }
+
+    /// Only what is here: epoch records and segments are never evicted.
+    fn list(
+        &self,
+        prefix: &str,
+        after: Option<&ObjectKey>,
+        limit: NonZeroUsize,
+    ) -> vfs::Result<Page> {
+        self.local.list(prefix, after, limit)
+    }
+
+    fn space(&self) -> vfs::Result<Option<Space>> {
+        self.local.space()
+    }
+
+    fn verify_identity(&self) -> vfs::Result<()> {
+        self.local.verify_identity()
+    }
+
+    fn put(&self, _: &ObjectKey, _: Body<'_>, _: Precondition) -> vfs::Result<Meta> {
+        self.refuse("put")
+    }
+
+    fn delete(&self, _: &[ObjectKey]) -> vfs::Result<()> {
+        self.refuse("delete")
+    }
+
+    fn probe(&self) -> vfs::Result<Capabilities> {
+        self.refuse("probe")
+    }
+
+    fn bind(&self, _: Sentinel) -> vfs::Result<()> {
+        self.refuse("bind")
+    }
+
+    fn sweep_temporary(&self, _: Duration) -> vfs::Result<u64> {
+        self.refuse("sweep")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_evicted_is_read_from_away_and_nothing_is_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let away = vfs::MemoryVolume::new();
+        let key = |name: &str| ObjectKey::new(name).unwrap();
+        away.put(&key("a"), Body::Bytes(b"away"), Precondition::None)
+            .unwrap();
+        away.put(&key("b"), Body::Bytes(b"away"), Precondition::None)
+            .unwrap();
+        std::fs::write(dir.path().join("a"), b"here").unwrap();
+        let both = LocalFirst {
+            local: Arc::new(DirVolume::open_local(dir.path()).unwrap()),
+            away: Some(Arc::new(away)),
+        };
+        assert_eq!(both.get(&key("a"), 0..4).unwrap(), &b"here"[..]);
+        assert_eq!(both.get(&key("b"), 0..4).unwrap(), &b"away"[..]);
+        assert!(both.head(&key("b")).unwrap().is_some());
+        assert!(both.get(&key("c"), 0..1).unwrap_err().is_not_found());
+        assert!(
+            both.put(&key("c"), Body::Bytes(b"x"), Precondition::None)
+                .is_err()
+        );
+        assert!(both.delete(&[key("a")]).is_err());
+        assert_eq!(both.get(&key("a"), 0..4).unwrap(), &b"here"[..]);
+    }
+}
