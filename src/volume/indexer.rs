@@ -21,7 +21,7 @@ use crate::meta::overlay::{Base, Overlay};
 use crate::meta::view::View;
 use crate::types::{Epoch, Uuid};
 use crate::volume::archive::Archive;
-use crate::volume::commit::Closing;
+use crate::volume::commit::{Closing, Waiting};
 use crate::volume::health::Health;
 
 /// The index as the overlay's base. Where it is doubtful the segments answer.
@@ -82,6 +82,8 @@ impl Base for IndexBase {
 pub enum ArchiveTask {
     /// An epoch was closed.
     Close(Box<Closing>),
+    /// Somebody asks for an epoch that was sent before, or came from the disk.
+    Answer(Waiting),
     /// A refill is over: the index holds everything up to the epoch.
     Refilled(Box<Result<(Index, Epoch)>>),
     /// The index was read through: it is doubted now, or answers from now on.
@@ -156,6 +158,7 @@ impl Indexer {
         for task in tasks {
             match task {
                 ArchiveTask::Close(closing) => self.close(*closing),
+                ArchiveTask::Answer(waiting) => self.answer(waiting),
                 ArchiveTask::Refilled(outcome) => self.refilled(*outcome),
                 ArchiveTask::Verified => self.end_verify(),
                 ArchiveTask::Stop => {
@@ -215,16 +218,21 @@ impl Indexer {
         let Closing { epoch, answers } = closing;
         let number = epoch.epoch;
         let outcome = self.health.check().and_then(|()| self.try_close(&epoch));
-        let outcome = outcome.map_err(|error| self.health.fail(error).chain());
-        for answer in answers {
-            answer(
-                outcome
-                    .as_ref()
-                    .map(|()| number)
-                    .map_err(|failure| Error::Poisoned(failure.clone())),
-            );
+        if let Err(error) = outcome {
+            self.health.fail(error);
         }
+        self.answer(Waiting {
+            epoch: number,
+            answers,
+        });
         (self.on_archived)();
+    }
+
+    /// After a failure nothing counts as closed.
+    fn answer(&self, waiting: Waiting) {
+        for answer in waiting.answers {
+            answer(self.health.check().map(|()| waiting.epoch));
+        }
     }
 
     fn try_close(&mut self, epoch: &crate::volume::archive::ClosedEpoch) -> Result<()> {
