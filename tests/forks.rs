@@ -328,7 +328,6 @@ fn opening_without_the_external_volume_works_and_uploads_start_when_it_is_there(
     volume.close_epoch(None).unwrap();
     assert!(!place.external().exists());
     fs::rename(&aside, place.external()).unwrap();
-    volume.connect_store();
     archive(&volume).unwrap();
     assert_eq!(away_content(&place.external(), "during"), b"during");
 }

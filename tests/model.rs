@@ -36,7 +36,7 @@ use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestError, Test
 use world::{Counts, World};
 
 /// Cases in an ordinary run.
-const CASES: u64 = 64;
+const CASES: u64 = 100;
 /// Steps of shrinking: each runs a case.
 const SHRINK_STEPS_MAX: u32 = 400;
 
@@ -117,6 +117,18 @@ fn the_engine_and_the_reference_agree() {
     });
     let totals = totals.into_inner().unwrap();
     eprintln!("seeds {first}..{}: {totals:?}", first + count);
+    if count >= CASES {
+        let seen = [
+            totals.refused,
+            totals.crashes,
+            totals.went_back,
+            totals.replayed,
+            totals.with_index,
+            totals.external_images,
+            totals.epochs,
+        ];
+        assert!(!seen.contains(&0), "something was never tried: {totals:?}");
+    }
     let failures = failures.into_inner().unwrap();
     assert!(
         failures.is_empty(),
