@@ -305,7 +305,10 @@ fn try_all(sample: &Sample, part: &str, expected: &dyn Fn(&Path, Damage) -> Expe
             }
             match sample.live() {
                 Ok(shown) if shown == *sample.newest() => {}
-                Ok(shown) => wrong.push(format!("{case}: live shows {}", differences(&shown, sample.newest()))),
+                Ok(shown) => wrong.push(format!(
+                    "{case}: live shows {}",
+                    differences(&shown, sample.newest())
+                )),
                 Err(error) if expect != Expect::Unnoticed && names(&error.chain(), &file) => {}
                 Err(error) => wrong.push(format!("{case}: live says {}", error.chain())),
             }
@@ -314,7 +317,10 @@ fn try_all(sample: &Sample, part: &str, expected: &dyn Fn(&Path, Damage) -> Expe
                 Ok((epoch, shown)) if sample.moments.get(&epoch) == Some(&shown) => {}
                 Ok((epoch, shown)) => {
                     let meant = sample.moments.get(&epoch).cloned().unwrap_or_default();
-                    wrong.push(format!("{case}: away shows of {epoch} {}", differences(&shown, &meant)));
+                    wrong.push(format!(
+                        "{case}: away shows of {epoch} {}",
+                        differences(&shown, &meant)
+                    ));
                 }
                 Err(error) if part == "external" && names(&error.chain(), &file) => {}
                 Err(error) => wrong.push(format!("{case}: away says {}", error.chain())),
@@ -325,7 +331,10 @@ fn try_all(sample: &Sample, part: &str, expected: &dyn Fn(&Path, Damage) -> Expe
 }
 
 fn differences(shown: &Content, meant: &Content) -> String {
-    let missing: Vec<_> = meant.keys().filter(|path| !shown.contains_key(*path)).collect();
+    let missing: Vec<_> = meant
+        .keys()
+        .filter(|path| !shown.contains_key(*path))
+        .collect();
     let other: Vec<_> = shown
         .iter()
         .filter(|(path, bytes)| meant.get(*path) != Some(bytes))
@@ -358,12 +367,22 @@ fn a_damaged_backup_path_gives_right_bytes_or_an_error() {
             Expect::Found
         }
     });
-    assert!(wrong.is_empty(), "{} cases:\n{}", wrong.len(), wrong.join("\n"));
+    assert!(
+        wrong.is_empty(),
+        "{} cases:\n{}",
+        wrong.len(),
+        wrong.join("\n")
+    );
 }
 
 #[test]
 fn a_damaged_external_volume_gives_right_bytes_or_an_error() {
     let sample = archived();
     let wrong = try_all(&sample, "external", &|_, _| Expect::Found);
-    assert!(wrong.is_empty(), "{} cases:\n{}", wrong.len(), wrong.join("\n"));
+    assert!(
+        wrong.is_empty(),
+        "{} cases:\n{}",
+        wrong.len(),
+        wrong.join("\n")
+    );
 }
