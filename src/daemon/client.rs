@@ -62,7 +62,7 @@ impl Client {
                 }
                 Some(Answer::Failed(failure)) => return Err(failure),
                 Some(Answer::Done(value)) => {
-                    if request.ends_the_process() {
+                    if request.is_farewell(&value) {
                         wait_for_end(&mut source);
                     }
                     return Ok(value);

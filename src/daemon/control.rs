@@ -242,12 +242,15 @@ fn converse(mut stream: UnixStream, responder: &dyn Respond) -> io::Result<()> {
     let outcome = responder.respond(&request, &mut |step| {
         protocol::write(&mut out, &Answer::Progress(step)).is_ok()
     });
+    let is_farewell = outcome
+        .as_ref()
+        .is_ok_and(|value| request.is_farewell(value));
     let answer = match outcome {
         Ok(value) => Answer::Done(value),
         Err(failure) => Answer::Failed(failure),
     };
     protocol::write(&mut stream, &answer)?;
-    if request.ends_the_process() {
+    if is_farewell {
         // The kernel closes it with the process: that is how the other side knows that we are gone.
         std::mem::forget(stream);
     }

@@ -10,6 +10,7 @@ use std::process::Command;
 
 use nix::errno::Errno;
 use nix::mount::{MntFlags, umount2};
+use nix::sys::statvfs::statvfs;
 
 use crate::error::{Error, Result};
 
@@ -61,9 +62,10 @@ pub fn place(point: &Path) -> Result<PathBuf> {
     }
 }
 
-/// Whether the process that served what stands at `point` is gone.
+/// Whether the process that served our mount at `point` is gone. `statfs`, because the kernel answers `stat`
+/// from its memory.
 pub fn is_dead(point: &Path) -> bool {
-    fs::metadata(point).is_err_and(|error| error.raw_os_error() == Some(Errno::ENOTCONN as i32))
+    statvfs(point) == Err(Errno::ENOTCONN)
 }
 
 /// Takes the mount at `point` away.

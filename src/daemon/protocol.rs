@@ -80,12 +80,14 @@ pub enum Request {
 }
 
 impl Request {
-    /// Whether the process that answers is gone afterwards.
-    pub fn ends_the_process(&self) -> bool {
-        matches!(
+    /// Whether the process that gave this answer is about to be gone. One whose mount is still busy goes on.
+    pub fn is_farewell(&self, answer: &Value) -> bool {
+        let is_busy = answer.get("is_busy").and_then(Value::as_bool) == Some(true);
+        let can_end = matches!(
             self,
             Request::Umount { .. } | Request::Stop { .. } | Request::Follow
-        )
+        );
+        can_end && !is_busy
     }
 }
 

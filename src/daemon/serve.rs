@@ -364,13 +364,12 @@ fn until_the_end(mounted: Option<&Mounted>, incoming: &Receiver<Event>) -> Endin
 
 /// Removes what a killed daemon of ours left at `mountpoint`. Tells whether there was something.
 pub fn clear_dead_mount(mountpoint: &Path) -> Result<bool> {
-    if !mounts::is_dead(mountpoint) {
-        return Ok(false);
+    match mounts::ours_at(mountpoint)? {
+        // In this order: whatever else stands there is not touched, not even by a question.
+        Some(mount) if mounts::is_dead(&mount.point) => {
+            mounts::unmount(&mount.point, true)?;
+            Ok(true)
+        }
+        _ => Ok(false),
     }
-    let place = mounts::place(mountpoint)?;
-    if mounts::ours_at(&place)?.is_none() {
-        return Ok(false);
-    }
-    mounts::unmount(&place, true)?;
-    Ok(true)
 }

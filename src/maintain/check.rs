@@ -27,7 +27,7 @@ use crate::volume::settings::Settings;
 const BLOCK_CACHE_BYTES: usize = 32 << 20;
 /// How often something that moves is looked at before it counts as damaged.
 const LOOKS: usize = 4;
-const BETWEEN_LOOKS: std::time::Duration = std::time::Duration::from_millis(300);
+const BETWEEN_LOOKS: std::time::Duration = std::time::Duration::from_millis(100);
 
 /// What to look at.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
