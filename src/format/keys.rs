@@ -134,6 +134,20 @@ pub fn xattrs_end(ino: Ino) -> Key {
     Key(after_prefix(&of_ino(ino, Kind::Xattr, 0)))
 }
 
+/// The inode in a key of [`Kind::Inode`], [`Kind::DirEntry`] (the directory), [`Kind::Extents`] or
+/// [`Kind::Xattr`].
+pub fn ino_of(key: &[u8]) -> Option<Ino> {
+    let &[a, b, c] = key.first_chunk::<3>()?;
+    let local = key
+        .get(4..9)?
+        .iter()
+        .fold(0_u64, |number, byte| (number << 8) | u64::from(*byte));
+    Some(Ino::new(
+        AccountId::new(u32::from_be_bytes([0, a, b, c]))?,
+        local,
+    ))
+}
+
 /// What follows the inode number in a [`dir_entry`] or [`xattr`] key: the name.
 pub fn name_of(key: &[u8]) -> &[u8] {
     key.get(9..).unwrap_or_default()

@@ -39,7 +39,7 @@ pub struct Replay {
 }
 
 /// The journal's files in order of their epochs.
-pub(super) fn files(dir: &Path) -> Result<Vec<(PathBuf, Epoch)>> {
+pub fn files(dir: &Path) -> Result<Vec<(PathBuf, Epoch)>> {
     let mut files = Vec::new();
     for entry in std::fs::read_dir(dir).map_err(Error::io("list", dir))? {
         let entry = entry.map_err(Error::io("list", dir))?;
@@ -100,6 +100,22 @@ struct Place {
     is_last: bool,
     /// The number of its first frame is at most this, if no frame was read before.
     lsn_max: Option<Lsn>,
+}
+
+/// Visits the changes of every whole frame of a journal file at or behind `from`, passing over what is not
+/// whole: of a damaged journal, what was lost with it.
+pub fn whole_frames(path: &Path, from: u64, visit: &mut dyn FnMut(&Changes)) -> Result<()> {
+    let file = File::open(path).map_err(Error::io("open", path))?;
+    let len = file.metadata().map_err(Error::io("stat", path))?.len();
+    let mut offset = from.max(BLOCK_LEN as u64);
+    while let Some(found) = next_whole_frame(&file, path, offset, len)? {
+        let Some((frame, _, changes)) = read_frame(&file, path, found, len)? else {
+            return Ok(());
+        };
+        visit(&changes);
+        offset = found + frame_len(frame.body_len);
+    }
+    Ok(())
 }
 
 fn replay_file(path: &Path, place: Place, volume: [u8; 16], replay: &mut Replay) -> Result<()> {
@@ -173,8 +189,8 @@ fn damaged(object: &str, offset: u64, reason: &str) -> Error {
         offset,
         format!(
             "{reason}. Acknowledged changes are lost there, and nothing was changed. The external volume can be \
-             mounted as it is (tidefs mount --external). To go on without what this file holds, move it out of the \
-             backup path"
+             mounted as it is (tidefs mount --external). tidefs check --fix moves the journal from this point on to \
+             lost+found, with a list of what was lost, and then the volume opens without it"
         ),
     )
 }

@@ -286,6 +286,11 @@ fn check_records(root: &Path, report: &mut CheckReport) {
 pub fn rebuild_index(root: &Path) -> Result<()> {
     init::read_identity(root)?;
     let _lock = PathLock::take(root)?;
+    rebuild(root)
+}
+
+/// The same for who has the lock.
+pub(super) fn rebuild(root: &Path) -> Result<()> {
     let dir = root.join("index");
     match fs::remove_dir_all(&dir) {
         Ok(()) => {}

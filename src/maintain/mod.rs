@@ -3,7 +3,9 @@
 
 pub mod check;
 mod external;
+pub mod fix;
 mod packs;
 mod tree;
 
 pub use check::{CheckOptions, CheckReport, Problem, check, rebuild_index};
+pub use fix::{FixReport, Repair, fix};

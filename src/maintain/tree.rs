@@ -13,7 +13,7 @@ use crate::maintain::check::CheckReport;
 use crate::maintain::packs::Ledgered;
 use crate::meta::view::View;
 use crate::pack::read::{LocalPack, read_index};
-use crate::types::{AccountId, BlobHash, FileKind, Ino, PackId};
+use crate::types::{BlobHash, FileKind, Ino, PackId};
 
 const ADVICE: &str =
     "mount an earlier moment (tidefs mount --at) and copy from there what this one has lost";
@@ -71,7 +71,7 @@ pub(super) fn check(root: &Path, view: &View, ledger: &Ledgered, report: &mut Ch
 
 impl Walk<'_> {
     fn entry(&mut self, key: &Bytes, value: &Bytes) -> Result<()> {
-        let (Some(kind), Some(ino)) = (key.get(3).copied(), ino_of(key)) else {
+        let (Some(kind), Some(ino)) = (key.get(3).copied(), keys::ino_of(key)) else {
             return Ok(());
         };
         let is = |wanted: Kind| kind == wanted as u8;
@@ -195,17 +195,6 @@ impl Walk<'_> {
             self.report.add("the metadata", None, reason, ADVICE);
         }
     }
-}
-
-fn ino_of(key: &[u8]) -> Option<Ino> {
-    let account = key
-        .first_chunk::<3>()
-        .map(|b| u32::from_be_bytes([0, b[0], b[1], b[2]]))?;
-    let local = key
-        .get(4..9)?
-        .iter()
-        .fold(0_u64, |number, byte| (number << 8) | u64::from(*byte));
-    Some(Ino::new(AccountId::new(account)?, local))
 }
 
 fn not_in_format(object: String) -> Error {

@@ -153,7 +153,8 @@ fn newest_record(external: &dyn Volume) -> Result<EpochRecord> {
     }
 }
 
-fn open_segment(
+/// Opens an external segment and checks that it is the one its record means.
+pub fn open_segment(
     external: &Arc<dyn Volume>,
     entry: &SegmentEntry,
     cache: &Arc<BlockCache>,
