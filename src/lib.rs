@@ -5,7 +5,8 @@
     allow(
         clippy::unwrap_used,
         clippy::expect_used,
-        reason = "a test fails by panicking"
+        clippy::cast_possible_truncation,
+        reason = "a test fails by panicking, and its numbers are small"
     )
 )]
 
@@ -28,6 +29,7 @@ pub mod upload;
 pub mod volume;
 
 pub mod fuse;
+pub mod maintain;
 
 pub mod daemon;
 

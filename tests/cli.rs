@@ -330,6 +330,44 @@ fn a_snapshot_is_listed_and_its_name_is_taken() {
 }
 
 #[test]
+fn a_check_finds_nothing_until_something_is_damaged_and_says_4_then() {
+    let place = Place::ready();
+    place.run(&["snapshot", "first"]).ok();
+    place.run(&["wait", "--timeout", "60"]).ok();
+    let sound = place
+        .run(&["--json", "check", "--read-data", "--external"])
+        .json();
+    assert_eq!(
+        sound["problems"].as_array().map(Vec::len),
+        Some(0),
+        "{sound}"
+    );
+    let rebuilt = place.run(&["check", "--rebuild-index"]).ok();
+    assert!(
+        rebuilt.contains("The index is gone") && rebuilt.contains("No problems found"),
+        "{rebuilt}"
+    );
+    place.run(&["status"]).ok();
+    fs::rename(place.path("ext"), place.path("unplugged")).unwrap();
+    place.run(&["check", "--external"]).says(5, "ext");
+    fs::rename(place.path("unplugged"), place.path("ext")).unwrap();
+    let segments = fs::read_dir(place.path("backup/accounts")).unwrap();
+    for segment in segments.flatten() {
+        let mut bytes = fs::read(segment.path()).unwrap();
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 0x40;
+        fs::write(segment.path(), bytes).unwrap();
+    }
+    let found = place.run(&["--json", "check"]);
+    assert_eq!(found.code, 4, "{found:?}");
+    let document: Value = serde_json::from_str(&found.out).unwrap();
+    assert!(!document["problems"].as_array().unwrap().is_empty());
+    let shown = place.run(&["check"]);
+    assert_eq!(shown.code, 4, "{shown:?}");
+    assert!(shown.out.contains("found: "), "{shown:?}");
+}
+
+#[test]
 fn nobody_to_read_the_answer_is_no_failure() {
     let place = Place::ready();
     let mut child = place
@@ -502,6 +540,34 @@ fn the_past_is_mounted_beside_the_present_and_from_the_external_volume_alone() {
     assert_eq!(fs::read_to_string(place.path("view/file")).unwrap(), "one");
     place.run(&["umount", &view]).ok();
     assert!(!place.is_mounted("view"));
+}
+
+#[test]
+fn the_past_is_whole_though_its_packs_were_evicted() {
+    if !can_mount() {
+        return;
+    }
+    let place = Place::ready();
+    let settings = place.path("backup/settings.json");
+    let mut chosen: Value = serde_json::from_slice(&fs::read(&settings).unwrap()).unwrap();
+    chosen["cache_bytes"] = 0.into();
+    chosen["evict_after_secs"] = 0.into();
+    fs::write(&settings, chosen.to_string()).unwrap();
+    let (mnt, view) = (place.text("mnt"), place.text("view"));
+    place.run(&["mount", &mnt]).ok();
+    let bytes: Vec<u8> = (0..300_000_u32)
+        .flat_map(|number| number.wrapping_mul(2_654_435_761).to_le_bytes())
+        .collect();
+    fs::write(place.path("mnt/file"), &bytes).unwrap();
+    place.run(&["snapshot", "first"]).ok();
+    place.run(&["wait", "--timeout", "60"]).ok();
+    wait_until("evicted", || {
+        place.run(&["--json", "status"]).json()["cache_bytes"] == 0
+    });
+    place.run(&["mount", "--at", "first", &view]).ok();
+    assert!(fs::read(place.path("view/file")).unwrap() == bytes);
+    place.run(&["umount", &view]).ok();
+    place.run(&["umount", &mnt]).ok();
 }
 
 #[test]

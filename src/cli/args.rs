@@ -64,6 +64,8 @@ pub(super) enum Command {
     Snapshot(Snapshot),
     /// Wait until what was written so far is safe
     Wait(Wait),
+    /// Look whether everything is there and whole; exit code 4 if not
+    Check(Check),
 }
 
 #[derive(Debug, Subcommand)]
@@ -138,6 +140,19 @@ pub(super) struct Snapshot {
     pub(super) list: bool,
     /// What to call it
     pub(super) name: Option<String>,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(super) struct Check {
+    /// Read every pack whole and compare every blob with its name
+    #[arg(long)]
+    pub(super) read_data: bool,
+    /// Look at the external volume too
+    #[arg(long)]
+    pub(super) external: bool,
+    /// Remove the index first, which nobody may have open: the next mount fills it anew
+    #[arg(long)]
+    pub(super) rebuild_index: bool,
 }
 
 #[derive(Debug, ClapArgs)]

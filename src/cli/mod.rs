@@ -5,6 +5,7 @@
 //! decision about volumes is made here.
 
 mod args;
+mod check;
 mod daemon;
 mod init;
 mod mount;
@@ -91,6 +92,7 @@ impl Context {
             Command::Daemon(daemon) => daemon::run(&mut self, &daemon),
             Command::Snapshot(snapshot) => snapshot::run(&mut self, snapshot),
             Command::Wait(wait) => wait::run(&mut self, &wait),
+            Command::Check(check) => check::run(&mut self, &check),
         }
     }
 

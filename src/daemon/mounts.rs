@@ -129,8 +129,7 @@ fn top(mountinfo: &[u8], point: &Path) -> Option<OurMount> {
     mountinfo
         .split(|byte| *byte == b'\n')
         .filter_map(parse)
-        .filter(|line| line.point.as_os_str().as_bytes() == point.as_os_str().as_bytes())
-        .next_back()?
+        .rfind(|line| line.point.as_os_str().as_bytes() == point.as_os_str().as_bytes())?
         .into_ours()
 }
 

@@ -8,8 +8,6 @@ use crate::types::{BlobHash, BlobLocation, FileKind, Ino, PackId, Timestamp};
 
 /// How many extents an inode holds itself before they move to leaves.
 pub const INLINE_EXTENTS_MAX: usize = 2;
-/// How many extents a leaf holds before it is split: about 4 KiB of metadata.
-pub const LEAF_EXTENTS_MAX: usize = 64;
 
 const INODE_VERSION: u8 = 1;
 

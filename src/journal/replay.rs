@@ -139,9 +139,9 @@ fn damaged(object: &str, offset: u64, reason: &str) -> Error {
         object,
         offset,
         format!(
-            "{reason}. Acknowledged changes are lost there: nothing was changed. Mount the external volume \
-             (tidefs mount --external) to see its newest moment, or run tidefs check --fix to move the \
-             journal from this point to lost+found and go on without it"
+            "{reason}. Acknowledged changes are lost there, and nothing was changed. The external volume can be \
+             mounted as it is (tidefs mount --external). To go on without what this file holds, move it out of the \
+             backup path"
         ),
     )
 }

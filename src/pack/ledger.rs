@@ -54,10 +54,15 @@ pub struct Ledger {
 #[derive(Debug)]
 struct Inner {
     file: File,
+    known: Known,
+    unsynced: bool,
+}
+
+#[derive(Debug)]
+struct Known {
     external: Uuid,
     packs: BTreeMap<PackId, PackEntry>,
     archived: Epoch,
-    unsynced: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -120,15 +125,33 @@ impl Record {
     }
 }
 
+/// Reads the ledger in `dir` without opening it: somebody else may be writing it.
+pub fn peek(dir: &Path, external: Uuid) -> Result<Vec<(PackId, PackEntry)>> {
+    let bytes = read(&dir.join(FILE_NAME))?;
+    let mut known = Known {
+        external,
+        packs: BTreeMap::new(),
+        archived: Epoch(0),
+    };
+    bytes
+        .chunks_exact(RECORD_LEN)
+        .filter_map(Record::decode)
+        .for_each(|record| known.note(&record));
+    Ok(known.packs.into_iter().collect())
+}
+
+fn read(path: &Path) -> Result<Vec<u8>> {
+    match std::fs::read(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
+        outcome => outcome.map_err(Error::io("read", path)),
+    }
+}
+
 impl Ledger {
     /// Opens the ledger in `dir`, with the uploads that count for the volume `external`.
     pub fn open(dir: &Path, external: Uuid) -> Result<Ledger> {
         let path = dir.join(FILE_NAME);
-        let bytes = match std::fs::read(&path) {
-            Ok(bytes) => bytes,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
-            Err(error) => return Err(Error::io("read", &path)(error)),
-        };
+        let bytes = read(&path)?;
         let file = OpenOptions::new()
             .create(true)
             .append(true)
@@ -137,17 +160,20 @@ impl Ledger {
         // A record is only ever appended at a multiple of its length.
         file.set_len((bytes.len() - bytes.len() % RECORD_LEN) as u64)
             .map_err(Error::io("truncate", &path))?;
-        let mut inner = Inner {
-            file,
+        let known = Known {
             external,
             packs: BTreeMap::new(),
             archived: Epoch(0),
+        };
+        let mut inner = Inner {
+            file,
+            known,
             unsynced: false,
         };
         bytes
             .chunks_exact(RECORD_LEN)
             .filter_map(Record::decode)
-            .for_each(|record| inner.note(&record));
+            .for_each(|record| inner.known.note(&record));
         Ok(Ledger {
             path,
             inner: Mutex::new(inner),
@@ -165,7 +191,7 @@ impl Ledger {
             .write_all(&record.encode())
             .map_err(Error::io("write", &self.path))?;
         inner.unsynced = true;
-        inner.note(record);
+        inner.known.note(record);
         Ok(())
     }
 
@@ -174,13 +200,13 @@ impl Ledger {
         self.sync()?;
         let bytes = std::fs::read(&self.path).map_err(Error::io("read", &self.path))?;
         let mut inner = self.lock();
-        inner.external = external;
-        inner.packs.clear();
-        inner.archived = Epoch(0);
+        inner.known.external = external;
+        inner.known.packs.clear();
+        inner.known.archived = Epoch(0);
         bytes
             .chunks_exact(RECORD_LEN)
             .filter_map(Record::decode)
-            .for_each(|record| inner.note(&record));
+            .for_each(|record| inner.known.note(&record));
         Ok(())
     }
 
@@ -197,7 +223,7 @@ impl Ledger {
 
     /// A pack is on the external volume.
     pub fn uploaded(&self, pack: PackId, len: u32, verified_at: u64) -> Result<()> {
-        let external = self.lock().external;
+        let external = self.lock().known.external;
         self.append(&Record {
             kind: Kind::Uploaded,
             id: pack.0,
@@ -209,7 +235,7 @@ impl Ledger {
 
     /// The external volume has everything up to `epoch`.
     pub fn archived(&self, epoch: Epoch, time: u64) -> Result<()> {
-        let external = self.lock().external;
+        let external = self.lock().known.external;
         let mut id = [0; 16];
         id[..8].copy_from_slice(&epoch.0.to_le_bytes());
         self.append(&Record {
@@ -258,18 +284,19 @@ impl Ledger {
 
     /// What is known of a pack.
     pub fn get(&self, pack: PackId) -> Option<PackEntry> {
-        self.lock().packs.get(&pack).copied()
+        self.lock().known.packs.get(&pack).copied()
     }
 
     /// The newest epoch that is complete on the external volume.
     pub fn archived_epoch(&self) -> Epoch {
-        self.lock().archived
+        self.lock().known.archived
     }
 
     /// Packs that are sealed and not uploaded, oldest name first, up to `count_max`.
     pub fn to_upload(&self, count_max: usize) -> Vec<(PackId, PackEntry)> {
         let inner = self.lock();
         let waiting = inner
+            .known
             .packs
             .iter()
             .filter(|(_, entry)| entry.state == PackState::Sealed);
@@ -282,6 +309,7 @@ impl Ledger {
     /// All packs.
     pub fn all(&self) -> Vec<(PackId, PackEntry)> {
         self.lock()
+            .known
             .packs
             .iter()
             .map(|(pack, entry)| (*pack, *entry))
@@ -292,7 +320,7 @@ impl Ledger {
     pub fn totals(&self) -> Totals {
         let inner = self.lock();
         let mut totals = Totals::default();
-        for entry in inner.packs.values() {
+        for entry in inner.known.packs.values() {
             totals.packs += 1;
             totals.bytes += u64::from(entry.len);
             if !entry.evicted {
@@ -322,7 +350,7 @@ pub struct Totals {
     pub local_bytes: u64,
 }
 
-impl Inner {
+impl Known {
     fn note(&mut self, record: &Record) {
         let pack = PackId(record.id);
         match record.kind {

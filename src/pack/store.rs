@@ -164,7 +164,7 @@ impl PackStore {
             .as_ref()
             .is_some_and(|writer| writer.is_full(stored_len))
         {
-            full = self.shared.take_writer(&mut open)?;
+            full = Shared::take_writer(&mut open)?;
         }
         let writer = self.shared.writer(&mut open)?;
         let location = writer.append(blob, codec, plain_len, stored)?;
@@ -219,7 +219,7 @@ impl PackStore {
             let mut open = self.shared.lock();
             let is_idle = open.last_append.is_some_and(|last| last.elapsed() >= idle);
             if is_idle {
-                self.shared.take_writer(&mut open)?
+                Shared::take_writer(&mut open)?
             } else {
                 None
             }
@@ -232,7 +232,7 @@ impl PackStore {
         let full = {
             let mut open = self.shared.lock();
             open.check()?;
-            self.shared.take_writer(&mut open)?
+            Shared::take_writer(&mut open)?
         };
         if let Some(writer) = full {
             self.hand_over(writer)?;
@@ -272,6 +272,15 @@ impl PackStore {
     /// The packs that were sealed since this was asked the last time.
     pub fn take_sealed(&self) -> Vec<PackId> {
         std::mem::take(&mut self.shared.lock().sealed)
+    }
+
+    /// Bytes in packs that are not sealed yet.
+    pub fn open_bytes(&self) -> u64 {
+        self.shared
+            .lock()
+            .writer
+            .as_ref()
+            .map_or(0, |writer| u64::from(writer.pack_len()))
     }
 
     /// The newest pack of this session, if it has written one.
@@ -338,23 +347,22 @@ impl Shared {
     /// The open pack, a new one if there is none.
     fn writer<'a>(&self, open: &'a mut Open) -> Result<&'a mut PackWriter> {
         open.check()?;
-        let writer = match open.writer.take() {
-            Some(writer) => writer,
-            None => {
-                let id = PackId::new(self.session, open.next_count);
-                let created_ns = self.clock.now_ns();
-                let writer = PackWriter::create(&self.root, self.volume, id, created_ns, self.io)?;
-                open.next_count += 1;
-                open.direct_io = Some(writer.direct_io());
-                self.readers().insert(id, (writer.reader(), u64::MAX));
-                writer
-            }
+        let writer = if let Some(writer) = open.writer.take() {
+            writer
+        } else {
+            let id = PackId::new(self.session, open.next_count);
+            let created_ns = self.clock.now_ns();
+            let writer = PackWriter::create(&self.root, self.volume, id, created_ns, self.io)?;
+            open.next_count += 1;
+            open.direct_io = Some(writer.direct_io());
+            self.readers().insert(id, (writer.reader(), u64::MAX));
+            writer
         };
         Ok(open.writer.insert(writer))
     }
 
     /// Takes the open pack out to be sealed. Everything of it is in the file and has a ticket.
-    fn take_writer(&self, open: &mut Open) -> Result<Option<PackWriter>> {
+    fn take_writer(open: &mut Open) -> Result<Option<PackWriter>> {
         let Some(mut writer) = open.writer.take() else {
             return Ok(None);
         };

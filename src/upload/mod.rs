@@ -83,7 +83,9 @@ pub enum UploadState {
     },
 }
 
-#[derive(Debug)]
+/// Opens an external volume that was away.
+pub type Opener = Box<dyn Fn() -> Result<Arc<dyn Volume>> + Send + Sync>;
+
 struct Target {
     volume: Option<Arc<dyn Volume>>,
     state: UploadState,
@@ -93,6 +95,9 @@ struct Target {
     /// What was found lost on the way.
     losses: Vec<String>,
     limits: CacheLimits,
+    /// Opens the volume when it is back.
+    opener: Option<Opener>,
+    is_ledger_complete: bool,
 }
 
 /// The uploader's thread and its state.
@@ -135,6 +140,8 @@ impl Uploader {
             rounds: 0,
             losses: Vec::new(),
             limits: CacheLimits::default(),
+            opener: None,
+            is_ledger_complete: false,
         };
         let shared = Arc::new(Shared {
             root: root.to_owned(),
@@ -167,6 +174,7 @@ impl Uploader {
             UploadState::Off
         };
         target.volume = volume;
+        target.opener = None;
         target.asked = true;
         self.shared.woken.notify_all();
     }
@@ -175,15 +183,23 @@ impl Uploader {
     pub fn refuse(&self, reason: String) {
         let mut target = self.shared.lock();
         target.volume = None;
+        target.opener = None;
         target.state = UploadState::Refused { reason };
     }
 
-    /// The volume could not be opened: for this reason it is tried again by who calls this.
-    pub fn down(&self, reason: String) {
+    /// The volume could not be opened, for this reason: `opener` is tried until it can.
+    pub fn retry(&self, reason: String, opener: Opener) {
         let since = self.shared.clock.now_secs();
         let mut target = self.shared.lock();
         target.volume = None;
+        target.opener = Some(opener);
         target.state = UploadState::Down { since, reason };
+    }
+
+    /// Every local pack is in the ledger: from now on an epoch may count as archived.
+    pub fn ledger_is_complete(&self) {
+        self.shared.lock().is_ledger_complete = true;
+        self.wake();
     }
 
     /// There is something to do.
@@ -242,7 +258,10 @@ impl Shared {
         let mut retry = RETRY_MIN;
         while let Some(volume) = self.next_round(wait) {
             wait = IDLE_INTERVAL;
-            let Some(volume) = volume else { continue };
+            let Some(volume) = volume else {
+                wait = self.reopen(&mut retry);
+                continue;
+            };
             match self.round(&*volume) {
                 Ok(()) => {
                     retry = RETRY_MIN;
@@ -253,6 +272,38 @@ impl Shared {
                     retry = (retry * 2).min(RETRY_MAX);
                     self.settle(&volume, self.state_after(&error));
                 }
+            }
+        }
+    }
+
+    /// Tries to open a volume that was away. Returns how long to wait before the next round.
+    fn reopen(&self, retry: &mut Duration) -> Duration {
+        let Some(opener) = self.lock().opener.take() else {
+            return IDLE_INTERVAL;
+        };
+        let outcome = opener();
+        let mut target = self.lock();
+        match outcome {
+            Ok(volume) => {
+                tracing::info!(%volume, "the external volume is back");
+                *retry = RETRY_MIN;
+                target.volume = Some(volume);
+                target.state = UploadState::Up;
+                target.asked = true;
+                IDLE_INTERVAL
+            }
+            Err(Error::Refused(reason)) => {
+                target.state = UploadState::Refused { reason };
+                IDLE_INTERVAL
+            }
+            Err(error) => {
+                if let UploadState::Down { reason, .. } = &mut target.state {
+                    *reason = error.chain();
+                }
+                target.opener = Some(opener);
+                let wait = *retry;
+                *retry = (*retry * 2).min(RETRY_MAX);
+                wait
             }
         }
     }
@@ -403,6 +454,9 @@ impl Shared {
 
     /// Uploads the newest local epoch, if all packs it may refer to are there.
     fn archive(&self, volume: &dyn Volume) -> Result<()> {
+        if !self.lock().is_ledger_complete {
+            return Ok(());
+        }
         let Some((record, gate)) = self.epochs.newest() else {
             return Ok(());
         };

@@ -186,7 +186,7 @@ impl Committer {
             }
             let outcome = self.commit();
             for answer in requests.commits {
-                answer(outcome.as_ref().map(|()| ()).map_err(again));
+                answer(outcome.as_ref().copied().map_err(again));
             }
             queue.done.notify_all();
             if is_due && outcome.is_ok() {
@@ -277,12 +277,14 @@ impl Committer {
             }
             Ok(None) => {
                 let last = Epoch(self.epoch.0.saturating_sub(1));
-                answers.into_iter().for_each(|answer| answer(Ok(last)));
+                for answer in answers {
+                    answer(Ok(last));
+                }
             }
             Err(error) => {
-                answers
-                    .into_iter()
-                    .for_each(|answer| answer(Err(again(&error))));
+                for answer in answers {
+                    answer(Err(again(&error)));
+                }
             }
         }
     }

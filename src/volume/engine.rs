@@ -144,15 +144,18 @@ pub struct PackTotals {
     pub unsent_count: u64,
     /// Their bytes.
     pub unsent_bytes: u64,
+    /// Bytes in the pack that is being written, which are only here too.
+    pub open_bytes: u64,
 }
 
-impl From<Totals> for PackTotals {
-    fn from(totals: Totals) -> PackTotals {
+impl PackTotals {
+    fn new(totals: Totals, open_bytes: u64) -> PackTotals {
         PackTotals {
             count: totals.packs,
             bytes: totals.bytes,
             unsent_count: totals.unsent_packs,
             unsent_bytes: totals.unsent_bytes,
+            open_bytes,
         }
     }
 }
@@ -244,7 +247,7 @@ impl Volume {
                 .map_or(Epoch(0), |record| record.epoch),
             epoch_archived: archived,
             recovery_point_secs: has_store.then(|| self.recovery_point_secs(archived)),
-            packs: self.ledger.totals().into(),
+            packs: PackTotals::new(self.ledger.totals(), self.packs.open_bytes()),
             store: settings.store,
             upload: self.uploader.state(),
             direct_io: self.packs.direct_io(),
@@ -343,7 +346,7 @@ impl Volume {
     pub fn close(&self, drain: Duration, progress: &mut dyn FnMut(&Status)) -> Result<()> {
         self.stop_refill
             .store(true, std::sync::atomic::Ordering::Relaxed);
-        self.join("blob-refill");
+        self.join("pack-sweep");
         self.queue.stop();
         self.join("commit");
         if let Some(tasks) = whole(&self.tasks).take() {
@@ -392,7 +395,7 @@ impl Drop for Volume {
     fn drop(&mut self) {
         self.stop_refill
             .store(true, std::sync::atomic::Ordering::Relaxed);
-        self.join("blob-refill");
+        self.join("pack-sweep");
         self.queue.stop();
         self.join("commit");
         if let Some(tasks) = whole(&self.tasks).take() {

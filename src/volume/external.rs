@@ -101,6 +101,11 @@ impl ExternalVolume {
         &self.record
     }
 
+    /// Its segments, oldest first.
+    pub fn segments(&self) -> &[Arc<Segment>] {
+        self.view.segments()
+    }
+
     /// The epochs it can show.
     pub fn epochs(&self) -> Result<Vec<EpochEntry>> {
         epochs_of(&self.view)

@@ -77,7 +77,7 @@ pub enum ArchiveTask {
     /// An epoch was closed.
     Close(Box<Closing>),
     /// A refill is over: the index holds everything up to the epoch.
-    Refilled(Result<(Index, Epoch)>),
+    Refilled(Box<Result<(Index, Epoch)>>),
     /// All that was sent before is done, and no more comes.
     Stop,
 }
@@ -134,13 +134,37 @@ impl Indexer {
         }
     }
 
+    /// Compares every page of an index that was opened with its checkpoint, behind the mount's back: a page
+    /// that the store rolled back looks right by itself.
+    fn verify_behind(&self) {
+        let Some(index) = &self.index else { return };
+        let (index, is_doubted) = (Arc::clone(index), Arc::clone(&self.is_doubted));
+        let verify = move || {
+            if let Err(doubt) = index.verify()
+                && !is_doubted.swap(true, Ordering::SeqCst)
+            {
+                tracing::warn!(
+                    reason = doubt.reason,
+                    "the index is doubtful: segments answer, and it is refilled"
+                );
+            }
+        };
+        if let Err(error) = std::thread::Builder::new()
+            .name("index-verify".into())
+            .spawn(verify)
+        {
+            tracing::warn!(%error, "the index is not verified this time");
+        }
+    }
+
     /// Runs until the tasks end.
     pub fn run(mut self, tasks: &Receiver<ArchiveTask>) {
+        self.verify_behind();
         self.refill_if_needed();
         for task in tasks {
             match task {
                 ArchiveTask::Close(closing) => self.close(*closing),
-                ArchiveTask::Refilled(outcome) => self.refilled(outcome),
+                ArchiveTask::Refilled(outcome) => self.refilled(*outcome),
                 ArchiveTask::Stop => return,
             }
             self.refill_if_needed();
@@ -242,7 +266,9 @@ impl Indexer {
         let fill = move || {
             let outcome = fill(&dir, volume, &view).map(|index| (index, view.at()));
             // The archive thread may be gone: then the next opening finds no checkpoint and refills.
-            let _ = tasks.send(ArchiveTask::Refilled(outcome.map_err(Error::from)));
+            let _ = tasks.send(ArchiveTask::Refilled(Box::new(
+                outcome.map_err(Error::from),
+            )));
         };
         if let Err(error) = std::thread::Builder::new()
             .name("refill".into())
@@ -275,7 +301,7 @@ impl Indexer {
                 tracing::info!("the index is complete");
             }
             Err(error) => {
-                tracing::error!(error = %Error::from(error).chain(), "the index could not be completed")
+                tracing::error!(error = %Error::from(error).chain(), "the index could not be completed");
             }
         }
     }

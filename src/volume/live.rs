@@ -329,7 +329,7 @@ impl Tree for Volume {
             let file = self.file_of(ino)?;
             self.files
                 .write(&file, offset, bytes, self.clock.now(), &|| {
-                    self.queue.press()
+                    self.queue.press();
                 })
         });
         match written {

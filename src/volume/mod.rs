@@ -22,6 +22,7 @@ pub mod open;
 pub mod settings;
 pub mod snapshots;
 pub mod space;
+mod sweep;
 pub mod tree;
 pub mod view_tree;
 pub mod xattrs;

@@ -4,7 +4,7 @@
 //! else of the volume is looked at (invariant 3).
 
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -42,7 +42,7 @@ use crate::volume::indexer::{ArchiveTask, Indexer};
 use crate::volume::lock::PathLock;
 use crate::volume::settings::{Settings, Store};
 use crate::volume::tree::Caller;
-use crate::volume::{init, namespace};
+use crate::volume::{init, namespace, sweep};
 
 /// Memory for decoded segment blocks.
 const BLOCK_CACHE_BYTES: usize = 32 << 20;
@@ -166,8 +166,17 @@ impl Volume {
                 Arc::clone(&blobs),
                 Arc::clone(&stop_refill),
             );
-            spawn("blob-refill", move || {
-                refill_blobs(&root, &ledger, &blobs, &stop)
+            let uploader = Arc::clone(&uploader);
+            spawn("pack-sweep", move || {
+                match sweep::enter_packs(&root, session, &ledger) {
+                    Ok(()) => uploader.ledger_is_complete(),
+                    // Nothing is archived then: a pack that nobody knows of might be missing.
+                    Err(error) => uploader.refuse(format!(
+                        "the local packs cannot be listed: {}",
+                        error.chain()
+                    )),
+                }
+                sweep::refill_blobs(&root, &ledger, &blobs, &stop);
             })?
         };
         for epoch in recovered {
@@ -271,36 +280,46 @@ impl Volume {
             self.fetch.set_external(None);
             return;
         };
-        match self.open_store(&path, &store) {
+        match open_store(&self.identity, &path, &store) {
             Ok(external) => {
                 self.fetch
                     .set_external(Some(Arc::new(ExternalPacks::new(Arc::clone(&external)))));
                 self.uploader.set_volume(Some(external));
             }
             Err(Error::Refused(reason)) => self.uploader.refuse(reason),
-            Err(error) => self.uploader.down(error.chain()),
+            Err(error) => {
+                let (identity, fetch) = (self.identity.clone(), Arc::downgrade(&self.fetch));
+                let opener = move || {
+                    let external = open_store(&identity, &path, &store)?;
+                    if let Some(fetch) = fetch.upgrade() {
+                        fetch.set_external(Some(Arc::new(ExternalPacks::new(Arc::clone(
+                            &external,
+                        )))));
+                    }
+                    Ok(external)
+                };
+                self.uploader.retry(error.chain(), Box::new(opener));
+            }
         }
     }
+}
 
-    fn open_store(&self, path: &Path, store: &str) -> Result<Arc<dyn vfs::Volume>> {
-        let external: Arc<dyn vfs::Volume> = Arc::new(vfs::DirVolume::open(path)?);
-        let (volume, store) = (self.identity.volume.clone(), store.to_owned());
-        let key = vfs::ObjectKey::new(crate::format::record::IDENTITY_NAME)?;
-        let check = move |bytes: &[u8]| {
-            let there = Identity::parse("volume.json", bytes).map_err(|error| error.chain())?;
-            if there.volume == volume && there.store.as_deref() == Some(&store) {
-                Ok(())
-            } else {
-                Err(format!(
-                    "it is volume {}, copy {}",
-                    there.volume,
-                    there.store.unwrap_or_default()
-                ))
-            }
-        };
-        external.bind(vfs::Sentinel::new(key, check))?;
-        Ok(external)
-    }
+/// Opens the external volume at `path`, if it is the copy `store` of this volume.
+fn open_store(identity: &Identity, path: &Path, store: &str) -> Result<Arc<dyn vfs::Volume>> {
+    let external: Arc<dyn vfs::Volume> = Arc::new(vfs::DirVolume::open(path)?);
+    let (volume, store) = (identity.volume.clone(), store.to_owned());
+    let key = vfs::ObjectKey::new(crate::format::record::IDENTITY_NAME)?;
+    let check = move |bytes: &[u8]| {
+        let there = Identity::parse("volume.json", bytes).map_err(|error| error.chain())?;
+        if there.volume == volume && there.store.as_deref() == Some(&store) {
+            Ok(())
+        } else {
+            let copy = there.store.unwrap_or_default();
+            Err(format!("it is volume {}, copy {copy}", there.volume))
+        }
+    };
+    external.bind(vfs::Sentinel::new(key, check))?;
+    Ok(external)
 }
 
 /// UUID of the external copy, zero for none.
@@ -372,36 +391,6 @@ fn seal_packs(
     }
     ledger.sync()?;
     Ok(sealed)
-}
-
-/// Enters what sealed packs hold into the blob index, where it is not: after the index was lost, and what
-/// a crash kept from it. Until then dedupe misses, and lies never.
-fn refill_blobs(root: &Path, ledger: &Ledger, blobs: &BlobIndex, stop: &AtomicBool) {
-    for (pack, _) in ledger.all() {
-        if stop.load(Ordering::Relaxed) {
-            return;
-        }
-        if blobs.covers(pack) {
-            continue;
-        }
-        let path = root.join(pack.object_name());
-        match LocalPack::open(&path).and_then(|local| read_index(&local, pack)) {
-            Ok(index) => {
-                for entry in index.entries {
-                    blobs.insert(entry.hash, entry.location(pack));
-                }
-                blobs.pack_complete(pack);
-            }
-            Err(error) => {
-                tracing::warn!(error = %error.chain(), "the blobs of a pack are not entered: they are stored again when met");
-            }
-        }
-    }
-    if blobs.wants_flush()
-        && let Err(error) = blobs.flush()
-    {
-        tracing::warn!(error = %error.chain(), "the blob index could not be written");
-    }
 }
 
 /// The replayed epochs as closed ones. One that a crash interrupted has no time yet: it gets this one.

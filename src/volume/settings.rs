@@ -65,7 +65,7 @@ impl Settings {
         let bytes = fs::read(&path).map_err(Error::io("read", &path))?;
         serde_json::from_slice(&bytes).map_err(|error| {
             let object = path.display().to_string();
-            Error::corrupt(object, 0, format!("not readable: {error}. Put it right, or set the store again with: tidefs store set"))
+            Error::corrupt(object, 0, format!("not readable: {error}. Put it right, or write {{}} into it for the defaults and set the store again with: tidefs store set"))
         })
     }
 

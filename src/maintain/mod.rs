@@ -1,0 +1,8 @@
+//! Looking after a volume: what is wrong with it, and putting it right. Nothing here is on the way of a
+//! read or a write.
+
+pub mod check;
+mod packs;
+mod tree;
+
+pub use check::{CheckOptions, CheckReport, Problem, check, rebuild_index};
