@@ -88,7 +88,7 @@ fn the_external_volume_alone_gives_everything_back_as_of_each_moment() {
     close(volume);
     std::fs::remove_dir_all(place.path()).unwrap();
 
-    let store = Arc::new(vfs::DirVolume::open(&place.external()).unwrap());
+    let store = Arc::new(vfs::DirVolume::open(place.external()).unwrap());
     let away = external::open_external(store).unwrap();
     let now = away.tree(None).unwrap();
     assert_eq!(content(&*now, "alice/kept").unwrap(), first);

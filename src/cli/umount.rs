@@ -72,7 +72,11 @@ fn server_of(context: &Context, mount: &OurMount) -> Result<Option<Client>, Fail
     let Some(client) = Client::connect(&root)? else {
         return Ok(None);
     };
-    let status = client.ask(&Request::Status, &mut |_| true)?;
+    let status = match client.ask(&Request::Status, &mut |_| true) {
+        // It was killed, and its socket outlived the mount by a moment.
+        Err(_) if mounts::is_dead(&mount.point) => return Ok(None),
+        outcome => outcome?,
+    };
     let served = status.pointer("/daemon/mountpoint").and_then(Value::as_str);
     if served.map(Path::new) != Some(&mount.point) {
         return Ok(None);

@@ -71,8 +71,13 @@ pub(super) fn discard_dir(path: &Path) -> Result<()> {
     }
 }
 
+/// Removes a directory, or whatever was put in its place.
 fn remove_dir(path: &Path) -> Result<()> {
-    match fs::remove_dir_all(path) {
+    let removed = match fs::remove_dir_all(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotADirectory => fs::remove_file(path),
+        other => other,
+    };
+    match removed {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
             Err(Error::io("remove", path)(error))
         }

@@ -72,6 +72,22 @@ impl std::fmt::Debug for Closing {
     }
 }
 
+/// Who waits for an epoch that was handed over before.
+pub struct Waiting {
+    /// The epoch.
+    pub epoch: Epoch,
+    /// Answered with its number when its record is on the local disk.
+    pub answers: Vec<Answer<Epoch>>,
+}
+
+impl std::fmt::Debug for Waiting {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Waiting")
+            .field("epoch", &self.epoch)
+            .finish_non_exhaustive()
+    }
+}
+
 #[derive(Default)]
 struct Requests {
     commits: Vec<Answer<()>>,
@@ -264,28 +280,30 @@ impl Committer {
         let name = names.into_iter().flatten().next_back();
         match self.try_close(name) {
             Ok(Some(epoch)) => {
-                if self
-                    .parts
-                    .closed
-                    .send(ArchiveTask::Close(Box::new(Closing { epoch, answers })))
-                    .is_err()
-                {
-                    self.parts
-                        .health
-                        .fail(Error::Poisoned("the archive thread is gone".into()));
-                }
+                let closing = Box::new(Closing { epoch, answers });
+                self.hand_over(ArchiveTask::Close(closing));
             }
+            // Nothing changed since the last one, which may still be on its way.
             Ok(None) => {
                 let last = Epoch(self.epoch.0.saturating_sub(1));
-                for answer in answers {
-                    answer(Ok(last));
-                }
+                let waiting = Waiting {
+                    epoch: last,
+                    answers,
+                };
+                self.hand_over(ArchiveTask::Answer(waiting));
             }
             Err(error) => {
                 for answer in answers {
                     answer(Err(again(&error)));
                 }
             }
+        }
+    }
+
+    fn hand_over(&self, task: ArchiveTask) {
+        if self.parts.closed.send(task).is_err() {
+            let gone = Error::Poisoned("the archive thread is gone".into());
+            self.parts.health.fail(gone);
         }
     }
 

@@ -6,6 +6,7 @@
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
 
 use bytes::Bytes;
 use crossbeam_channel::{Receiver, Sender};
@@ -20,7 +21,7 @@ use crate::meta::overlay::{Base, Overlay};
 use crate::meta::view::View;
 use crate::types::{Epoch, Uuid};
 use crate::volume::archive::Archive;
-use crate::volume::commit::Closing;
+use crate::volume::commit::{Closing, Waiting};
 use crate::volume::health::Health;
 
 /// The index as the overlay's base. Where it is doubtful the segments answer.
@@ -28,10 +29,15 @@ use crate::volume::health::Health;
 pub struct IndexBase {
     index: Arc<Index>,
     archive: Arc<Archive>,
+    is_verified: Arc<AtomicBool>,
     is_doubted: Arc<AtomicBool>,
 }
 
 impl IndexBase {
+    fn answers(&self) -> bool {
+        self.is_verified.load(Ordering::SeqCst) && !self.is_doubted.load(Ordering::SeqCst)
+    }
+
     fn doubted(&self, reason: &str) -> View {
         if !self.is_doubted.swap(true, Ordering::SeqCst) {
             tracing::warn!(
@@ -46,7 +52,7 @@ impl IndexBase {
 
 impl Base for IndexBase {
     fn get(&self, key: &[u8]) -> Result<Option<Bytes>> {
-        if !self.is_doubted.load(Ordering::SeqCst) {
+        if self.answers() {
             match self.index.get(key) {
                 Ok(value) => return Ok(value),
                 Err(doubt) => self.doubted(&doubt.reason),
@@ -56,7 +62,7 @@ impl Base for IndexBase {
     }
 
     fn range(&self, from: &[u8], to: &[u8], count_max: usize) -> Result<Vec<(Bytes, Bytes)>> {
-        if !self.is_doubted.load(Ordering::SeqCst) {
+        if self.answers() {
             match self
                 .index
                 .range(from, Some(to))
@@ -76,8 +82,12 @@ impl Base for IndexBase {
 pub enum ArchiveTask {
     /// An epoch was closed.
     Close(Box<Closing>),
+    /// Somebody asks for an epoch that was sent before, or came from the disk.
+    Answer(Waiting),
     /// A refill is over: the index holds everything up to the epoch.
     Refilled(Box<Result<(Index, Epoch)>>),
+    /// The index was read through: it is doubted now, or answers from now on.
+    Verified,
     /// All that was sent before is done, and no more comes.
     Stop,
 }
@@ -98,6 +108,8 @@ pub struct Indexer {
     pub health: Arc<Health>,
     /// The index, when it can be used.
     pub index: Option<Arc<Index>>,
+    /// Set when every page is known to be as of the last checkpoint: until then the segments answer.
+    pub is_verified: Arc<AtomicBool>,
     /// Set when a read met something doubtful.
     pub is_doubted: Arc<AtomicBool>,
     /// Where each blob is.
@@ -108,6 +120,10 @@ pub struct Indexer {
     pub on_archived: Box<dyn Fn() + Send>,
     /// Changes of epochs closed since a refill began.
     pub since_refill: Option<Vec<Arc<Changes>>>,
+    /// The verification under way.
+    pub verify: Option<JoinHandle<()>>,
+    /// The refill under way, and how it is told to give up.
+    pub refill: Option<(JoinHandle<()>, Arc<AtomicBool>)>,
 }
 
 impl std::fmt::Debug for Indexer {
@@ -128,46 +144,73 @@ impl Indexer {
             Some(index) => Arc::new(IndexBase {
                 index: Arc::clone(index),
                 archive: Arc::clone(&self.archive),
+                is_verified: Arc::clone(&self.is_verified),
                 is_doubted: Arc::clone(&self.is_doubted),
             }),
             None => Arc::new(self.archive.newest().view),
         }
     }
 
-    /// Compares every page of an index that was opened with its checkpoint, behind the mount's back: a page
-    /// that the store rolled back looks right by itself.
-    fn verify_behind(&self) {
-        let Some(index) = &self.index else { return };
-        let (index, is_doubted) = (Arc::clone(index), Arc::clone(&self.is_doubted));
-        let verify = move || {
-            if let Err(doubt) = index.verify()
-                && !is_doubted.swap(true, Ordering::SeqCst)
-            {
-                tracing::warn!(
-                    reason = doubt.reason,
-                    "the index is doubtful: segments answer, and it is refilled"
-                );
-            }
-        };
-        if let Err(error) = std::thread::Builder::new()
-            .name("index-verify".into())
-            .spawn(verify)
-        {
-            tracing::warn!(%error, "the index is not verified this time");
-        }
-    }
-
     /// Runs until the tasks end.
     pub fn run(mut self, tasks: &Receiver<ArchiveTask>) {
-        self.verify_behind();
+        self.begin_verify();
         self.refill_if_needed();
         for task in tasks {
             match task {
                 ArchiveTask::Close(closing) => self.close(*closing),
+                ArchiveTask::Answer(waiting) => self.answer(waiting),
                 ArchiveTask::Refilled(outcome) => self.refilled(*outcome),
-                ArchiveTask::Stop => return,
+                ArchiveTask::Verified => self.end_verify(),
+                ArchiveTask::Stop => {
+                    self.end_verify();
+                    return self.end_refill(tasks);
+                }
             }
             self.refill_if_needed();
+        }
+    }
+
+    /// Reads the whole index through. After damage sled may give back an older page without a word, and
+    /// only the digest over all of them tells.
+    fn begin_verify(&mut self) {
+        let Some(index) = self.index.clone() else {
+            return;
+        };
+        let (is_verified, is_doubted) =
+            (Arc::clone(&self.is_verified), Arc::clone(&self.is_doubted));
+        let tasks = self.tasks.clone();
+        let verify = move || {
+            let reason = match index.verify() {
+                Ok(report) if report.compared => None,
+                Ok(_) => Some("it has no digest".to_owned()),
+                Err(doubt) => Some(doubt.reason),
+            };
+            if let Some(reason) = reason {
+                tracing::warn!(reason, "the index is doubtful: it is refilled");
+                is_doubted.store(true, Ordering::SeqCst);
+            } else {
+                is_verified.store(true, Ordering::SeqCst);
+            }
+            drop(index);
+            // Whatever fills the queue makes the archive thread look as well. It may be waiting for this one.
+            let _ = tasks.try_send(ArchiveTask::Verified);
+        };
+        match std::thread::Builder::new()
+            .name("verify".into())
+            .spawn(verify)
+        {
+            Ok(thread) => self.verify = Some(thread),
+            Err(error) => {
+                tracing::error!(%error, "the index is not verified: reads are slower until the next mount");
+            }
+        }
+    }
+
+    /// The index changes only after it was verified: what is then checkpointed is known to be right.
+    fn end_verify(&mut self) {
+        if let Some(thread) = self.verify.take() {
+            // A panic leaves the index unverified: the segments answer.
+            let _ = thread.join();
         }
     }
 
@@ -175,16 +218,21 @@ impl Indexer {
         let Closing { epoch, answers } = closing;
         let number = epoch.epoch;
         let outcome = self.health.check().and_then(|()| self.try_close(&epoch));
-        let outcome = outcome.map_err(|error| self.health.fail(error).chain());
-        for answer in answers {
-            answer(
-                outcome
-                    .as_ref()
-                    .map(|()| number)
-                    .map_err(|failure| Error::Poisoned(failure.clone())),
-            );
+        if let Err(error) = outcome {
+            self.health.fail(error);
         }
+        self.answer(Waiting {
+            epoch: number,
+            answers,
+        });
         (self.on_archived)();
+    }
+
+    /// After a failure nothing counts as closed.
+    fn answer(&self, waiting: Waiting) {
+        for answer in waiting.answers {
+            answer(self.health.check().map(|()| waiting.epoch));
+        }
     }
 
     fn try_close(&mut self, epoch: &crate::volume::archive::ClosedEpoch) -> Result<()> {
@@ -199,6 +247,7 @@ impl Indexer {
             Vec::new()
         };
         failpoint::hit(failpoint::AFTER_RECORD);
+        self.end_verify();
         if let Some(index) = self
             .index
             .take_if(|_| !self.is_doubted.load(Ordering::SeqCst))
@@ -257,24 +306,47 @@ impl Indexer {
         if is_usable || self.since_refill.is_some() {
             return;
         }
+        self.end_verify();
         self.index = None;
         self.overlay.set_base(self.base());
         self.is_doubted = Arc::new(AtomicBool::new(false));
+        self.is_verified = Arc::new(AtomicBool::new(true));
         self.since_refill = Some(Vec::new());
         let view = self.archive.newest().view;
         let (dir, volume, tasks) = (self.index_dir.clone(), self.volume, self.tasks.clone());
+        let stop = Arc::new(AtomicBool::new(false));
+        let is_stopped = Arc::clone(&stop);
         let fill = move || {
-            let outcome = fill(&dir, volume, &view).map(|index| (index, view.at()));
+            let outcome = fill(&dir, volume, &view, &is_stopped).map(|index| (index, view.at()));
             // The archive thread may be gone: then the next opening finds no checkpoint and refills.
             let _ = tasks.send(ArchiveTask::Refilled(Box::new(
                 outcome.map_err(Error::from),
             )));
         };
-        if let Err(error) = std::thread::Builder::new()
+        match std::thread::Builder::new()
             .name("refill".into())
             .spawn(fill)
         {
-            tracing::error!(%error, "the index is not refilled now: reads are slower until the next mount");
+            Ok(thread) => self.refill = Some((thread, stop)),
+            Err(error) => {
+                tracing::error!(%error, "the index is not refilled now: reads are slower until the next mount");
+            }
+        }
+    }
+
+    /// Lets no refill outlive the volume: whoever opens it next has the index's directory to himself. One
+    /// that is over already is made use of.
+    fn end_refill(mut self, tasks: &Receiver<ArchiveTask>) {
+        let Some((thread, stop)) = self.refill.take() else {
+            return;
+        };
+        stop.store(true, Ordering::SeqCst);
+        // A refill that panicked has left no checkpoint: the next opening begins anew.
+        let _ = thread.join();
+        if let Ok(ArchiveTask::Refilled(outcome)) = tasks.try_recv()
+            && outcome.is_ok()
+        {
+            self.refilled(*outcome);
         }
     }
 
@@ -320,12 +392,20 @@ fn absorb(index: &Index, epochs: &[&Arc<Changes>], epoch: Epoch) -> Result<(), I
 }
 
 /// A new index with everything that `view` shows.
-fn fill(dir: &std::path::Path, volume: Uuid, view: &View) -> Result<Index, IndexError> {
+fn fill(
+    dir: &std::path::Path,
+    volume: Uuid,
+    view: &View,
+    is_stopped: &AtomicBool,
+) -> Result<Index, IndexError> {
     let mut index = Index::create(dir, volume.0)?;
-    index.load(
-        view.range(&[], std::ops::Bound::Unbounded)
-            .map(|entry| entry.map_err(IndexError::from)),
-    )?;
+    let entries = view.range(&[], std::ops::Bound::Unbounded);
+    index.load(entries.map(|entry| {
+        if is_stopped.load(Ordering::Relaxed) {
+            return Err(Error::Refused("the volume is being closed".into()).into());
+        }
+        entry.map_err(IndexError::from)
+    }))?;
     index.checkpoint(view.at())?;
     Ok(index)
 }

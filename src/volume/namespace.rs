@@ -488,6 +488,10 @@ fn exchange(
     (b, b_target): Named<'_>,
     now: Timestamp,
 ) -> Result<()> {
+    // Two names of one inode: as in Linux, nothing happens.
+    if a_target.ino == b_target.ino {
+        return Ok(());
+    }
     let leaves_root =
         a.0 == Ino::ROOT && (a_target.kind == FileKind::Dir) != (b_target.kind == FileKind::Dir);
     if b_target.kind == FileKind::Dir && is_below(tx, a.0, b_target.ino)? {
@@ -498,10 +502,8 @@ fn exchange(
     }
     put_entry(tx, a.0, a.1, b_target);
     put_entry(tx, b.0, b.1, a_target);
-    if a_target.ino != b_target.ino {
-        moved_to(tx, a_target, a.0, b.0, now)?;
-        moved_to(tx, b_target, b.0, a.0, now)?;
-    }
+    moved_to(tx, a_target, a.0, b.0, now)?;
+    moved_to(tx, b_target, b.0, a.0, now)?;
     touch_both(tx, a.0, b.0, now)
 }
 

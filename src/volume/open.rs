@@ -77,11 +77,18 @@ impl Volume {
         let record_epoch = record.as_ref().map_or(Epoch(0), |record| record.epoch);
         // 3. The index, if it can be trusted.
         let index_dir = root.join("index").join("tree");
-        let (index, index_note) = open_index(&index_dir, uuid, record_epoch);
-        let base_epoch = index.as_ref().map_or(record_epoch, Index::epoch);
+        let (mut index, mut index_note) = open_index(&index_dir, uuid, record_epoch);
         // 4. The journal: committed changes that base or record do not have.
         let journal_dir = root.join(journal::DIR);
-        let replay = replay::replay(&journal_dir, uuid.0, base_epoch)?;
+        let base_epoch = index.as_ref().map_or(record_epoch, Index::epoch);
+        let mut replay = replay::replay(&journal_dir, uuid.0, base_epoch)?;
+        if let Some(missing) = missing_epoch(&replay, base_epoch, record_epoch) {
+            index_note = Some(format!(
+                "the index is of epoch {base_epoch}, and the journal no longer has epoch {missing}"
+            ));
+            index = None;
+            replay = replay::replay(&journal_dir, uuid.0, record_epoch)?;
+        }
         let last_lsn = replay
             .last_lsn
             .max(record.map_or(Lsn(0), |record| record.last_lsn()));
@@ -142,6 +149,7 @@ impl Volume {
             volume: uuid,
             health: Arc::clone(&health),
             index: index.map(Arc::new),
+            is_verified: Arc::new(AtomicBool::new(false)),
             is_doubted: Arc::new(AtomicBool::new(false)),
             blobs: Arc::clone(&blobs),
             tasks: tasks.clone(),
@@ -150,6 +158,8 @@ impl Volume {
                 Box::new(move || uploader.wake())
             },
             since_refill: None,
+            verify: None,
+            refill: None,
         };
         let closing = recovered
             .iter()
@@ -353,6 +363,18 @@ fn open_index(dir: &Path, volume: Uuid, record_epoch: Epoch) -> (Option<Index>, 
         }
         None => (None, opened.reason_if_discarded),
     }
+}
+
+/// The first epoch that an index of epoch `base` lacks and the journal does not have either: a journal
+/// file is dropped when the segments have it, whether or not there was an index to take it as well.
+fn missing_epoch(replay: &replay::Replay, base: Epoch, record: Epoch) -> Option<Epoch> {
+    let mut needed = base.next();
+    for replayed in &replay.epochs {
+        if replayed.epoch == needed {
+            needed = needed.next();
+        }
+    }
+    (needed <= record).then_some(needed)
 }
 
 /// Seals what the journal says was open. Returns how many packs that were.

@@ -36,8 +36,20 @@ impl Place {
         })
     }
 
+    /// In a directory of the caller's choice.
+    pub fn new_in(dir: tempfile::TempDir) -> Place {
+        let settings = Settings {
+            reserve_bytes: 0,
+            ..Settings::default()
+        };
+        Place::with_in(settings, dir)
+    }
+
     pub fn with(settings: Settings) -> Place {
-        let dir = tempfile::tempdir().unwrap();
+        Place::with_in(settings, tempfile::tempdir().unwrap())
+    }
+
+    fn with_in(settings: Settings, dir: tempfile::TempDir) -> Place {
         init::init(&dir.path().join("path"), &settings, &SystemClock).unwrap();
         std::fs::create_dir(dir.path().join("external")).unwrap();
         Place { dir }

@@ -1,0 +1,388 @@
+//! Whatever happens to a byte, nobody is lied to (invariant 13).
+//!
+//! For every file of a backup path and of its external volume: a flipped byte, half the file, no file. Then
+//! everything is read, from the backup path and from the external volume alone. Each read gives the right
+//! bytes or an error that names the damaged file; nothing panics; and `check` finds the damage. What is a
+//! cache by design (the index, the ledger, the lock) must not be noticed at all.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::cast_possible_truncation,
+    reason = "a test fails by panicking, and its numbers are small"
+)]
+
+mod common;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use common::{Place, close, fsync, make, mkdir, noise, put};
+use tidefs::error::Result;
+use tidefs::maintain::{self, CheckOptions, CheckReport};
+use tidefs::types::{Epoch, FileKind, Ino};
+use tidefs::volume::tree::{OpenMode, Tree, XattrMode};
+use tidefs::volume::{Durability, external};
+
+/// What a tree shows: each path, and the bytes behind it (a target, for a link).
+type Content = BTreeMap<String, Vec<u8>>;
+
+const WRITE: OpenMode = OpenMode {
+    read: false,
+    write: true,
+    truncate: false,
+    sync: false,
+};
+
+/// Everything that `tree` shows, or the first error.
+fn content_of(tree: &dyn Tree) -> Result<Content> {
+    let mut found = Content::new();
+    let mut dirs = vec![(Ino::ROOT, String::new())];
+    while let Some((dir, path)) = dirs.pop() {
+        for entry in tree.readdir(dir, None, 10_000)? {
+            let ino = entry.attr.ino;
+            let path = format!("{path}/{}", String::from_utf8_lossy(&entry.name));
+            for name in tree.listxattr(ino)? {
+                let shown = format!("{path}#{}", String::from_utf8_lossy(&name));
+                found.insert(shown, tree.getxattr(ino, &name)?.to_vec());
+            }
+            let bytes = match entry.attr.kind {
+                FileKind::Dir => {
+                    dirs.push((ino, path.clone()));
+                    Vec::new()
+                }
+                FileKind::Symlink => tree.readlink(ino)?.to_vec(),
+                _ => whole(tree, ino, entry.attr.size)?,
+            };
+            found.insert(path, bytes);
+        }
+    }
+    Ok(found)
+}
+
+fn whole(tree: &dyn Tree, ino: Ino, size: u64) -> Result<Vec<u8>> {
+    let mut out = Vec::new();
+    while (out.len() as u64) < size {
+        let piece = common::read(tree, ino, out.len() as u64, 1 << 20)?;
+        assert!(!piece.is_empty(), "a read within a file is empty");
+        out.extend_from_slice(&piece);
+    }
+    Ok(out)
+}
+
+/// A backup path with its external volume, as they were, and what they show at each epoch.
+struct Sample {
+    place: Place,
+    kept: tempfile::TempDir,
+    moments: BTreeMap<Epoch, Content>,
+}
+
+fn memory_dir() -> tempfile::TempDir {
+    tempfile::tempdir_in(if Path::new("/dev/shm").is_dir() {
+        "/dev/shm"
+    } else {
+        "/tmp"
+    })
+    .unwrap()
+}
+
+fn copy(from: &Path, to: &Path) {
+    let status = std::process::Command::new("cp")
+        .args(["-a", "--sparse=always"])
+        .args([from, to])
+        .status()
+        .unwrap();
+    assert!(status.success());
+}
+
+impl Sample {
+    fn new(place: Place, moments: BTreeMap<Epoch, Content>) -> Sample {
+        let kept = memory_dir();
+        copy(&place.path(), &kept.path().join("path"));
+        copy(&place.external(), &kept.path().join("external"));
+        Sample {
+            place,
+            kept,
+            moments,
+        }
+    }
+
+    /// Puts everything back as it was.
+    fn restore(&self) {
+        for part in [self.place.path(), self.place.external()] {
+            fs::remove_dir_all(&part).unwrap();
+            copy(&self.kept.path().join(part.file_name().unwrap()), &part);
+        }
+    }
+
+    /// All files below the backup path or the external volume, by their names in it.
+    fn files(&self, part: &str) -> BTreeSet<PathBuf> {
+        let top = self.kept.path().join(part);
+        let mut found = BTreeSet::new();
+        let mut dirs = vec![top.clone()];
+        while let Some(dir) = dirs.pop() {
+            for entry in fs::read_dir(&dir).unwrap() {
+                let path = entry.unwrap().path();
+                if path.is_dir() {
+                    dirs.push(path);
+                } else {
+                    found.insert(path.strip_prefix(&top).unwrap().to_owned());
+                }
+            }
+        }
+        found
+    }
+
+    fn newest(&self) -> &Content {
+        self.moments.values().next_back().unwrap()
+    }
+
+    fn check(&self) -> CheckReport {
+        let options = CheckOptions {
+            read_data: true,
+            external: true,
+        };
+        maintain::check(&self.place.path(), options, &mut |_, _| {}).unwrap_or_else(|error| {
+            CheckReport {
+                problems: vec![maintain::Problem {
+                    object: error.chain(),
+                    offset: None,
+                    reason: String::new(),
+                    advice: String::new(),
+                }],
+                ..CheckReport::default()
+            }
+        })
+    }
+
+    /// What the backup path shows, opened for writing.
+    fn live(&self) -> Result<Content> {
+        let volume = common::open(&self.place.path())?;
+        content_of(&*volume)
+    }
+
+    /// What the external volume alone shows, and of which epoch that is.
+    fn away(&self) -> Result<(Epoch, Content)> {
+        let store = Arc::new(vfs::DirVolume::open(self.place.external())?);
+        let volume = external::open_external(store)?;
+        let tree = volume.tree(None)?;
+        Ok((volume.record().epoch, content_of(&*tree)?))
+    }
+}
+
+/// Many files, directories, links, attributes, a file of many extents; several epochs; all of it archived.
+fn archived() -> Sample {
+    let place = Place::new_in(memory_dir());
+    let volume = place.open();
+    volume.set_store(Some(place.external())).unwrap();
+    let mut moments = BTreeMap::new();
+    let account = mkdir(&*volume, Ino::ROOT, "alice");
+    let below = mkdir(&*volume, account, "below");
+    put(&*volume, account, "large", &noise(1, 300_000));
+    put(&*volume, below, "gone", b"was here");
+    volume.set_mark(account);
+    let first = volume.close_epoch(Some("first".into())).unwrap();
+    moments.insert(first, content_of(&*volume).unwrap());
+    volume.wait(Durability::Archived, &mut |_| true).unwrap();
+    volume.unlink(below, b"gone").unwrap();
+    for n in 0..20_u64 {
+        put(&*volume, below, &format!("small-{n}"), &noise(100 + n, 700));
+    }
+    let many = make(&*volume, account, "many", FileKind::File).ino;
+    volume.open(many, WRITE).unwrap();
+    for n in 0..40_u64 {
+        common::write(&*volume, many, n * 200_000, &noise(200 + n, 5000));
+        fsync(&*volume, many);
+    }
+    volume.release(many, WRITE).unwrap();
+    let second = volume.close_epoch(None).unwrap();
+    moments.insert(second, content_of(&*volume).unwrap());
+    volume.wait(Durability::Archived, &mut |_| true).unwrap();
+    put(&*volume, account, "last", &noise(3, 60_000));
+    let third = volume.close_epoch(None).unwrap();
+    moments.insert(third, content_of(&*volume).unwrap());
+    volume.wait(Durability::Archived, &mut |_| true).unwrap();
+    close(volume);
+    Sample::new(place, moments)
+}
+
+trait Mark {
+    fn set_mark(&self, parent: Ino);
+}
+
+impl<T: Tree> Mark for T {
+    /// A hard link, a symbolic link and an attribute.
+    fn set_mark(&self, parent: Ino) {
+        let ino = put(self, parent, "twice", b"one file, two names");
+        self.link(ino, parent, b"again").unwrap();
+        self.setxattr(ino, b"user.mark", b"marked", XattrMode::Any)
+            .unwrap();
+        let node = tidefs::volume::tree::NewNode {
+            kind: FileKind::Symlink,
+            mode: 0o777,
+            rdev: 0,
+            target: b"../elsewhere",
+        };
+        self.create(parent, b"link", node, common::ROOT_USER)
+            .unwrap();
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Damage {
+    Flip(u64),
+    Half,
+    Gone,
+}
+
+fn damages(len: u64) -> Vec<Damage> {
+    let mut places = BTreeSet::from([0, 1, len / 3, len / 2, len * 2 / 3, len.saturating_sub(2)]);
+    places.insert(len.saturating_sub(1));
+    places
+        .into_iter()
+        .filter(|at| *at < len)
+        .map(Damage::Flip)
+        .chain([Damage::Half, Damage::Gone])
+        .collect()
+}
+
+fn damage(path: &Path, damage: Damage) {
+    match damage {
+        Damage::Flip(at) => {
+            let mut bytes = fs::read(path).unwrap();
+            bytes[at as usize] ^= 0x04;
+            fs::write(path, bytes).unwrap();
+        }
+        Damage::Half => {
+            let file = fs::File::options().write(true).open(path).unwrap();
+            file.set_len(file.metadata().unwrap().len() / 2).unwrap();
+        }
+        Damage::Gone => fs::remove_file(path).unwrap(),
+    }
+}
+
+/// Files whose loss or damage must not be noticed: what is in them is elsewhere.
+fn is_cache(file: &Path) -> bool {
+    file.starts_with("index") || file == Path::new("lock") || file.ends_with("packs.log")
+}
+
+fn names(text: &str, file: &Path) -> bool {
+    text.contains(file.file_name().unwrap().to_str().unwrap())
+}
+
+fn found(report: &CheckReport, file: &Path) -> bool {
+    report
+        .problems
+        .iter()
+        .any(|problem| names(&problem.object, file) || names(&problem.reason, file))
+}
+
+/// Tries every damage of every file of `part`; collects what is wrong about it.
+fn try_all(sample: &Sample, part: &str, expected: &dyn Fn(&Path, Damage) -> Expect) -> Vec<String> {
+    let mut wrong = Vec::new();
+    for file in sample.files(part) {
+        let len = fs::metadata(sample.kept.path().join(part).join(&file))
+            .unwrap()
+            .len();
+        for kind in damages(len) {
+            let expect = expected(&file, kind);
+            if expect == Expect::Skip {
+                continue;
+            }
+            sample.restore();
+            damage(&sample.place.dir.path().join(part).join(&file), kind);
+            let case = format!("{part}/{} {kind:?}", file.display());
+            let report = sample.check();
+            match expect {
+                Expect::Found if !found(&report, &file) => {
+                    wrong.push(format!("{case}: check says {:?}", report.problems));
+                }
+                Expect::Unnoticed if !report.problems.is_empty() => {
+                    wrong.push(format!("{case}: check says {:?}", report.problems));
+                }
+                _ => {}
+            }
+            match sample.live() {
+                Ok(shown) if shown == *sample.newest() => {}
+                Ok(shown) => wrong.push(format!(
+                    "{case}: live shows {}",
+                    differences(&shown, sample.newest())
+                )),
+                Err(error) if expect != Expect::Unnoticed && names(&error.chain(), &file) => {}
+                Err(error) => wrong.push(format!("{case}: live says {}", error.chain())),
+            }
+            match sample.away() {
+                // An older moment, whole, is what an external volume is for.
+                Ok((epoch, shown)) if sample.moments.get(&epoch) == Some(&shown) => {}
+                Ok((epoch, shown)) => {
+                    let meant = sample.moments.get(&epoch).cloned().unwrap_or_default();
+                    wrong.push(format!(
+                        "{case}: away shows of {epoch} {}",
+                        differences(&shown, &meant)
+                    ));
+                }
+                Err(error) if part == "external" && names(&error.chain(), &file) => {}
+                Err(error) => wrong.push(format!("{case}: away says {}", error.chain())),
+            }
+        }
+    }
+    wrong
+}
+
+fn differences(shown: &Content, meant: &Content) -> String {
+    let missing: Vec<_> = meant
+        .keys()
+        .filter(|path| !shown.contains_key(*path))
+        .collect();
+    let other: Vec<_> = shown
+        .iter()
+        .filter(|(path, bytes)| meant.get(*path) != Some(bytes))
+        .map(|(path, _)| path)
+        .collect();
+    format!("without {missing:?}, with other {other:?}")
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Expect {
+    /// Check names the file.
+    Found,
+    /// Nothing is amiss.
+    Unnoticed,
+    /// Right bytes or an error; check may not be able to tell.
+    Honest,
+    /// Not here.
+    Skip,
+}
+
+#[test]
+fn a_damaged_backup_path_gives_right_bytes_or_an_error() {
+    let sample = archived();
+    let wrong = try_all(&sample, "path", &|file, _| {
+        if file.starts_with("index") {
+            Expect::Skip
+        } else if is_cache(file) {
+            Expect::Unnoticed
+        } else {
+            Expect::Found
+        }
+    });
+    assert!(
+        wrong.is_empty(),
+        "{} cases:\n{}",
+        wrong.len(),
+        wrong.join("\n")
+    );
+}
+
+#[test]
+fn a_damaged_external_volume_gives_right_bytes_or_an_error() {
+    let sample = archived();
+    let wrong = try_all(&sample, "external", &|_, _| Expect::Found);
+    assert!(
+        wrong.is_empty(),
+        "{} cases:\n{}",
+        wrong.len(),
+        wrong.join("\n")
+    );
+}
