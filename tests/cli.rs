@@ -304,6 +304,26 @@ fn an_external_volume_that_is_gone_ends_the_waiting_with_5() {
 }
 
 #[test]
+fn waiting_tells_how_far_it_is_and_a_signal_stops_it_with_3() {
+    let place = Place::ready();
+    fs::rename(place.path("ext"), place.path("unplugged")).unwrap();
+    place.run(&["snapshot", "unsent"]).ok();
+    let mut child = place
+        .command(&["--progress", "wait", "--until", "archived"])
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut messages = BufReader::new(child.stderr.take().unwrap());
+    let mut line = String::new();
+    messages.read_line(&mut line).unwrap();
+    assert!(line.starts_with("uploading"), "{line}");
+    signal(child.id(), "-INT");
+    assert_eq!(child.wait().unwrap().code(), Some(3));
+    messages.read_to_string(&mut line).unwrap();
+    assert!(line.contains("stopped by SIGINT"), "{line}");
+}
+
+#[test]
 fn a_snapshot_is_listed_and_its_name_is_taken() {
     let place = Place::ready();
     let made = place
@@ -722,6 +742,8 @@ fn mount8_mounts_as_fstab_asks() {
     assert_eq!(run(&[&backup, &mnt, "-n", "-o", options]).ok(), "");
     fs::write(place.path("mnt/file"), "by fstab").unwrap();
     place.run(&["wait", "--timeout", "60"]).ok();
+    // `mount -a` again and again.
+    assert_eq!(run(&[&backup, &mnt, "-o", options]).ok(), "");
     let spec = format!("dir:{}", place.text("ext"));
     run(&[&spec, &place.text("view"), "-sv", "-o", "ro,rsize=1"]).ok();
     assert_eq!(
