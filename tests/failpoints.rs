@@ -25,6 +25,12 @@ use tidefs::volume::{Durability, Volume, external};
 /// Set for the process that works until it dies.
 const WORKLOAD: &str = "TIDEFS_TEST_WORKLOAD";
 const FAILPOINT: &str = "TIDEFS_FAILPOINT";
+const WRITING: OpenMode = OpenMode {
+    read: false,
+    write: true,
+    truncate: false,
+    sync: false,
+};
 const ACKNOWLEDGED: &str = "acknowledged ";
 const ARCHIVED: &str = "archived ";
 const STEPS: u64 = 12;
@@ -43,7 +49,8 @@ fn say(line: &str) {
 }
 
 /// Not a test of its own: the process that dies. Each step writes two files under temporary names and
-/// renames them; one is made durable and acknowledged, the other is left to the next commit.
+/// renames them; one is made durable and acknowledged, which also commits the other's name while it is
+/// still open.
 #[test]
 fn workload() {
     let Some(path) = std::env::var_os(WORKLOAD) else {
@@ -51,9 +58,11 @@ fn workload() {
     };
     let volume = common::open(Path::new(&path)).unwrap();
     for step in 0..STEPS {
-        written(&volume, &format!("late-{step}"), &bytes_of(step + 100));
+        let late = written(&volume, &format!("late-{step}"), &bytes_of(step + 100));
         let ino = written(&volume, &format!("file-{step}"), &bytes_of(step));
         fsync(&*volume, ino);
+        volume.release(ino, WRITING).unwrap();
+        volume.release(late, WRITING).unwrap();
         say(&format!("{ACKNOWLEDGED}file-{step}"));
         if step % 4 == 3 {
             volume.wait(Durability::Archived, &mut |_| true).unwrap();
@@ -64,12 +73,8 @@ fn workload() {
 }
 
 fn written(volume: &Volume, name: &str, bytes: &[u8]) -> Ino {
-    let mode = OpenMode {
-        write: true,
-        ..OpenMode::default()
-    };
     let ino = make(volume, Ino::ROOT, "temporary", FileKind::File).ino;
-    volume.open(ino, mode).unwrap();
+    volume.open(ino, WRITING).unwrap();
     common::write(volume, ino, 0, bytes);
     volume
         .rename(
@@ -78,7 +83,6 @@ fn written(volume: &Volume, name: &str, bytes: &[u8]) -> Ino {
             RenameMode::Replace,
         )
         .unwrap();
-    volume.release(ino, mode).unwrap();
     ino
 }
 
@@ -130,10 +134,10 @@ fn objects(external: &Path) -> BTreeMap<PathBuf, (u64, u64)> {
     found
 }
 
-type Tree20 = BTreeMap<String, Vec<u8>>;
+type Files = BTreeMap<String, Vec<u8>>;
 
 /// All files of the root and their bytes: everything that a tree names can be read.
-fn read_all(tree: &dyn Tree) -> Tree20 {
+fn read_all(tree: &dyn Tree) -> Files {
     let entries = tree.readdir(Ino::ROOT, None, 1000).unwrap();
     let names = entries
         .iter()
@@ -144,7 +148,7 @@ fn read_all(tree: &dyn Tree) -> Tree20 {
 }
 
 /// Each moment of the external volume, read whole; `None` before its first record.
-fn read_external(path: &Path) -> Option<BTreeMap<Epoch, Tree20>> {
+fn read_external(path: &Path) -> Option<BTreeMap<Epoch, Files>> {
     if fs::read_dir(path.join("server/epochs")).is_ok_and(|mut records| records.next().is_some()) {
         let store = Arc::new(vfs::DirVolume::open(path).unwrap());
         let away = external::open_external(store).unwrap();
@@ -162,7 +166,7 @@ fn read_external(path: &Path) -> Option<BTreeMap<Epoch, Tree20>> {
 }
 
 /// Files have the bytes of their names, or are being written.
-fn assert_whole(tree: &Tree20, when: &str) {
+fn assert_whole(tree: &Files, when: &str) {
     for (name, bytes) in tree {
         let Some((kind, step)) = name.split_once('-') else {
             assert_eq!(name, "temporary", "{when}");

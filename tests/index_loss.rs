@@ -280,6 +280,26 @@ fn a_volume_whose_index_was_damaged_serves_the_same_tree_at_once_and_mends_it() 
     );
 }
 
+/// After a flipped byte sled may give back an older page, which looks right by itself.
+#[test]
+fn a_byte_flipped_anywhere_in_the_index_never_shows_another_tree() {
+    const PLACES: u64 = 24;
+    let big = big();
+    let path = big.place.dir.path().join("flipped");
+    for place in 0..PLACES {
+        copy(&big.place.path(), &path);
+        let file = largest_file(&index_of(&path));
+        flip(&file, file.metadata().unwrap().len() * place / PLACES + 17);
+        let volume = common::open(&path).unwrap();
+        let what = format!("flipped at {place} of {PLACES}");
+        assert!(listing(&*volume) == big.listing, "{what}");
+        volume.close_epoch(Some("later".into())).unwrap();
+        assert!(listing(&*volume) == big.listing, "{what}, later");
+        close(volume);
+        fs::remove_dir_all(&path).unwrap();
+    }
+}
+
 /// A refill that was overtaken by a close leaves an index of an older epoch, whose journal is dropped.
 #[test]
 fn what_was_written_while_the_index_was_refilled_is_there_after_closing() {

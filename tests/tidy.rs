@@ -351,7 +351,7 @@ fn links_between_documents_lead_somewhere() {
     let names: Vec<String> = fs::read_dir(root())
         .unwrap()
         .map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned())
-        .filter(|name| name.ends_with(".md"))
+        .filter(|name| Path::new(name).extension().is_some_and(|end| end == "md"))
         .collect();
     let mut below: Vec<&str> = names.iter().map(String::as_str).collect();
     below.push("docs");

@@ -2,6 +2,9 @@
 //!
 //! JSON, so that a person in a disaster can read them. An epoch record is the manifest that commits an
 //! epoch: it names the live segments and its parent by the parent's hash.
+//!
+//! The last field of each is a checksum of all bytes before it (invariant 13): a changed digit in a time or
+//! a count would read as well as the right one.
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -85,7 +88,7 @@ impl Identity {
     /// Parses what `object` holds.
     pub fn parse(object: &str, bytes: &[u8]) -> Result<Identity> {
         let identity: Identity = parse_json(object, bytes)?;
-        check_format(object, identity.format)?;
+        check_form(object, identity.format, bytes)?;
         identity
             .uuid()
             .map(|_| identity.clone())
@@ -148,7 +151,7 @@ impl EpochRecord {
     /// Parses what `object` holds.
     pub fn parse(object: &str, bytes: &[u8]) -> Result<EpochRecord> {
         let record: EpochRecord = parse_json(object, bytes)?;
-        check_format(object, record.format)?;
+        check_form(object, record.format, bytes)?;
         let named = EpochRecord::parse_name(object);
         if named.is_some_and(|(epoch, session)| {
             epoch != record.epoch || session.to_string() != record.session
@@ -178,10 +181,19 @@ impl EpochRecord {
     }
 }
 
+/// What stands around the checksum, and how many digits it has.
+const CHECKSUM_BEFORE: &[u8] = b",\n  \"checksum\": \"";
+const CHECKSUM_AFTER: &[u8] = b"\"\n}\n";
+const CHECKSUM_DIGITS: usize = 8;
+
 fn encode_json(value: &impl Serialize) -> Vec<u8> {
     // Strings, numbers and lists always serialise.
     let mut out = serde_json::to_vec_pretty(value).unwrap_or_default();
-    out.push(b'\n');
+    out.truncate(out.len().saturating_sub(b"\n}".len()));
+    let checksum = crc32c::crc32c(&out);
+    out.extend_from_slice(CHECKSUM_BEFORE);
+    out.extend_from_slice(format!("{checksum:08x}").as_bytes());
+    out.extend_from_slice(CHECKSUM_AFTER);
     out
 }
 
@@ -190,9 +202,22 @@ fn parse_json<T: serde::de::DeserializeOwned>(object: &str, bytes: &[u8]) -> Res
         .map_err(|error| Error::corrupt(object, 0, format!("not readable: {error}")))
 }
 
-fn check_format(object: &str, format: u32) -> Result<()> {
-    if format == FORMAT {
+/// Whether the bytes end in the checksum of what is before it.
+fn is_whole(bytes: &[u8]) -> bool {
+    let body = bytes.strip_suffix(CHECKSUM_AFTER).and_then(|rest| {
+        let (rest, digits) = rest.split_at_checked(rest.len().checked_sub(CHECKSUM_DIGITS)?)?;
+        Some((rest.strip_suffix(CHECKSUM_BEFORE)?, digits))
+    });
+    body.is_some_and(|(body, digits)| format!("{:08x}", crc32c::crc32c(body)).as_bytes() == digits)
+}
+
+/// Another format first: it may end differently.
+fn check_form(object: &str, format: u32, bytes: &[u8]) -> Result<()> {
+    if format == FORMAT && is_whole(bytes) {
         return Ok(());
+    }
+    if format == FORMAT {
+        return Err(Error::corrupt(object, 0, "its checksum does not match"));
     }
     Err(Error::Refused(format!(
         "{object} is in format {format}; this version reads format {FORMAT}: use a newer tidefs"
@@ -225,5 +250,14 @@ mod tests {
             Err(Error::Corrupt { .. })
         ));
         assert!(EpochRecord::parse(&name, b"{").is_err());
+        let bytes = record.encode();
+        for bit in 0..bytes.len() * 8 {
+            let mut damaged = bytes.clone();
+            damaged[bit / 8] ^= 1 << (bit % 8);
+            assert!(EpochRecord::parse(&name, &damaged).is_err(), "bit {bit}");
+        }
+        for len in 0..bytes.len() {
+            assert!(EpochRecord::parse(&name, &bytes[..len]).is_err(), "{len}");
+        }
     }
 }

@@ -61,27 +61,53 @@ pub(super) fn sync_dir(dir: &Path) -> Result<()> {
         .map_err(Error::io("sync", dir))
 }
 
+/// Whether the journal in `dir` has a file of `epoch`.
+pub fn has_epoch(dir: &Path, epoch: Epoch) -> Result<bool> {
+    Ok(files(dir)?.iter().any(|(_, of)| *of == epoch))
+}
+
 /// Reads every frame of the journal in `dir` that is newer than `through`, the last epoch that the
-/// index and the segments have.
-pub fn replay(dir: &Path, volume: [u8; 16], through: Epoch) -> Result<Replay> {
+/// index and the segments have. `covered` is the newest epoch record's own epoch and last frame: the first
+/// frame behind it must follow, or a file is missing in between.
+pub fn replay(
+    dir: &Path,
+    volume: [u8; 16],
+    through: Epoch,
+    covered: (Epoch, Lsn),
+) -> Result<Replay> {
     let mut replay = Replay::default();
     let files = files(dir)?;
     let last = files.len().saturating_sub(1);
     for (position, (path, epoch)) in files.iter().enumerate() {
         if *epoch > through {
-            replay_file(path, *epoch, volume, position == last, &mut replay)?;
+            // Of epochs that were recovered together a record may name the last frame of all.
+            let lsn_max = Some(Lsn(covered.1.0 + 1)).filter(|_| *epoch > covered.0);
+            let place = Place {
+                epoch: *epoch,
+                is_last: position == last,
+                lsn_max,
+            };
+            replay_file(path, place, volume, &mut replay)?;
         }
     }
     Ok(replay)
 }
 
-fn replay_file(
-    path: &Path,
+/// What is known of a file before it is read.
+#[derive(Clone, Copy)]
+struct Place {
     epoch: Epoch,
-    volume: [u8; 16],
     is_last: bool,
-    replay: &mut Replay,
-) -> Result<()> {
+    /// The number of its first frame is at most this, if no frame was read before.
+    lsn_max: Option<Lsn>,
+}
+
+fn replay_file(path: &Path, place: Place, volume: [u8; 16], replay: &mut Replay) -> Result<()> {
+    let Place {
+        epoch,
+        is_last,
+        lsn_max,
+    } = place;
     let object = path.display().to_string();
     let file = File::open(path).map_err(Error::io("open", path))?;
     let len = file.metadata().map_err(Error::io("stat", path))?.len();
@@ -113,6 +139,13 @@ fn replay_file(
     while let Some((frame, packs, frame_changes)) = read_frame(&file, path, offset, len)? {
         if replay.last_lsn != Lsn(0) && frame.lsn.0 != replay.last_lsn.0 + 1 {
             let reason = format!("frame {} follows frame {}", frame.lsn, replay.last_lsn);
+            return Err(damaged(&object, offset, &reason));
+        }
+        if replay.last_lsn == Lsn(0) && lsn_max.is_some_and(|max| frame.lsn > max) {
+            let reason = format!(
+                "its first frame is {}, and those since the newest epoch record are missing: a journal file is gone",
+                frame.lsn
+            );
             return Err(damaged(&object, offset, &reason));
         }
         replay.last_lsn = frame.lsn;
@@ -223,6 +256,7 @@ mod tests {
     use bytes::Bytes;
 
     const VOLUME: [u8; 16] = [4; 16];
+    const COVERED: (Epoch, Lsn) = (Epoch(0), Lsn(0));
 
     fn change(n: u8) -> Changes {
         Changes::from([(Key::from_bytes(&[n]), Some(Bytes::from(vec![n; 10])))])
@@ -262,7 +296,7 @@ mod tests {
     fn what_was_appended_is_replayed_epoch_by_epoch() {
         let dir = tempfile::tempdir().unwrap();
         written(dir.path(), &[(1, 1), (1, 2), (2, 3)]);
-        let replay = replay(dir.path(), VOLUME, Epoch(0)).unwrap();
+        let replay = replay(dir.path(), VOLUME, Epoch(0), COVERED).unwrap();
         assert_eq!(replay.last_lsn, Lsn(3));
         assert_eq!(
             replay.packs,
@@ -285,7 +319,7 @@ mod tests {
         let mut journal = written(dir.path(), &[(1, 1), (2, 2)]);
         journal.drop_through(Epoch(1)).unwrap();
         assert_eq!(files(dir.path()).unwrap().len(), 1);
-        let replay = replay(dir.path(), VOLUME, Epoch(1)).unwrap();
+        let replay = replay(dir.path(), VOLUME, Epoch(1), (Epoch(1), Lsn(1))).unwrap();
         assert_eq!((replay.frames, replay.last_lsn), (1, Lsn(2)));
     }
 
@@ -299,7 +333,7 @@ mod tests {
             second + HEADER_LEN as u64 + 3,
             b"torn",
         );
-        let replay = replay(dir.path(), VOLUME, Epoch(0)).unwrap();
+        let replay = replay(dir.path(), VOLUME, Epoch(0), COVERED).unwrap();
         assert_eq!((replay.frames, replay.torn_bytes), (1, BLOCK_LEN as u64));
     }
 
@@ -309,7 +343,7 @@ mod tests {
         written(dir.path(), &[(1, 1), (1, 2), (1, 3)]);
         let path = file_of(dir.path(), 1);
         overwrite(&path, 2 * BLOCK_LEN as u64, b"flip");
-        let error = replay(dir.path(), VOLUME, Epoch(0)).unwrap_err();
+        let error = replay(dir.path(), VOLUME, Epoch(0), COVERED).unwrap_err();
         assert!(
             matches!(&error, Error::Corrupt { object, offset: 8192, .. } if *object == path.display().to_string())
         );
@@ -321,9 +355,19 @@ mod tests {
         written(dir.path(), &[(1, 1), (1, 2), (2, 3)]);
         overwrite(&file_of(dir.path(), 1), 2 * BLOCK_LEN as u64, b"flip");
         assert!(matches!(
-            replay(dir.path(), VOLUME, Epoch(0)),
+            replay(dir.path(), VOLUME, Epoch(0), COVERED),
             Err(Error::Corrupt { .. })
         ));
+    }
+
+    #[test]
+    fn a_lost_first_file_is_named_as_damage() {
+        let dir = tempfile::tempdir().unwrap();
+        written(dir.path(), &[(1, 1), (2, 2), (3, 3)]);
+        std::fs::remove_file(file_of(dir.path(), 2)).unwrap();
+        let replayed = |covered| replay(dir.path(), VOLUME, covered, (covered, Lsn(covered.0)));
+        assert!(matches!(replayed(Epoch(1)), Err(Error::Corrupt { .. })));
+        assert_eq!(replayed(Epoch(2)).unwrap().frames, 1);
     }
 
     #[test]
@@ -338,7 +382,7 @@ mod tests {
                 .unwrap()
                 .set_len(len)
                 .unwrap();
-            if let Ok(replay) = replay(dir.path(), VOLUME, Epoch(0)) {
+            if let Ok(replay) = replay(dir.path(), VOLUME, Epoch(0), COVERED) {
                 assert!(replay.frames <= 2);
             }
         }

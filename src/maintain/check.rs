@@ -10,23 +10,24 @@ use std::sync::Arc;
 use serde::Serialize;
 
 use crate::error::{Error, Result};
-use crate::format::record::{EPOCHS_PREFIX, EpochRecord, Identity};
+use crate::format::frame::PackExtent;
+use crate::format::record::{EPOCHS_PREFIX, EpochRecord};
 use crate::format::segment::BlockCache;
 use crate::journal::{self, replay};
-use crate::maintain::{packs, tree};
-use crate::types::{Epoch, SessionId, Uuid};
-use crate::volume::archive::Archive;
-use crate::volume::external::open_external;
+use crate::maintain::{external, packs, tree};
+use crate::pack::ledger::peek;
+use crate::types::{Epoch, Lsn, PackId, SessionId, Uuid};
+use crate::volume::archive::{Archive, newest_local_record};
 use crate::volume::init;
 use crate::volume::lock::PathLock;
 use crate::volume::open::store_uuid;
-use crate::volume::settings::{Settings, Store};
+use crate::volume::settings::Settings;
 
 /// Memory for decoded segment blocks.
 const BLOCK_CACHE_BYTES: usize = 32 << 20;
 /// How often something that moves is looked at before it counts as damaged.
 const LOOKS: usize = 4;
-const BETWEEN_LOOKS: std::time::Duration = std::time::Duration::from_millis(300);
+const BETWEEN_LOOKS: std::time::Duration = std::time::Duration::from_millis(100);
 
 /// What to look at.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -105,8 +106,8 @@ impl CheckReport {
     }
 }
 
-const RESTORE_METADATA: &str = "the backup path's metadata is damaged: mount the external volume (tidefs mount --external) \
-     and copy out what is needed, or put this file back from a copy";
+pub(super) const RESTORE_METADATA: &str = "tidefs check --fix puts it back from the external volume, if it is whole there; until then \
+     mount that (tidefs mount --external) and copy out what is needed";
 
 /// Checks the backup path `root`, and with `external` its external volume.
 pub fn check(root: &Path, options: CheckOptions, progress: OnProgress<'_>) -> Result<CheckReport> {
@@ -130,11 +131,12 @@ pub fn check(root: &Path, options: CheckOptions, progress: OnProgress<'_>) -> Re
     report.objects += 2;
     let volume = identity.uuid().unwrap_or(Uuid([0; 16]));
     check_records(root, &mut report);
-    check_journal(root, volume, &mut report);
+    let open_packs = check_journal(root, volume, &mut report);
     let cache = Arc::new(BlockCache::new(BLOCK_CACHE_BYTES));
     let archive =
         looked_at_again(|| Archive::open(root, volume, SessionId([0; 8]), Arc::clone(&cache)));
-    let ledger = crate::pack::ledger::peek(&root.join(journal::DIR), store_uuid(&settings))?;
+    let look = || peek(&root.join(journal::DIR), store_uuid(&settings));
+    let ledger = look()?;
     match archive {
         Ok(archive) => {
             let view = archive.newest().view;
@@ -147,20 +149,32 @@ pub fn check(root: &Path, options: CheckOptions, progress: OnProgress<'_>) -> Re
                     report.add_error(&path, error, RESTORE_METADATA);
                 }
             }
-            tree::check(root, &view, &ledger, &mut report);
+            tree::check(root, &view, &ledger.packs, &mut report);
         }
         Err(error) => report.add_error("accounts", error, RESTORE_METADATA),
     }
-    packs::check_local(root, &ledger, options.read_data, &mut report, progress);
+    // Eviction may empty a pack between the look at the ledger and the one at the pack.
+    let is_evicted = |pack: PackId| {
+        let again = look().map(|again| again.packs).unwrap_or_default();
+        again.iter().any(|(of, entry)| *of == pack && entry.evicted)
+    };
+    packs::check_local(
+        root,
+        &ledger.packs,
+        &is_evicted,
+        options.read_data,
+        &mut report,
+        progress,
+    );
+    packs::check_open(root, &ledger.packs, &open_packs, &mut report);
     if options.external {
-        check_external(
-            &identity,
-            &settings,
-            &ledger,
-            options.read_data,
-            &mut report,
-            progress,
-        );
+        let far = external::Far {
+            root,
+            identity: &identity,
+            settings: &settings,
+            ledger: &ledger,
+        };
+        far.check(options.read_data, &mut report, progress);
     }
     Ok(report)
 }
@@ -178,16 +192,37 @@ fn looked_at_again<T>(look: impl Fn() -> Result<T>) -> Result<T> {
     outcome
 }
 
-fn check_journal(root: &Path, volume: Uuid, report: &mut CheckReport) {
-    let look = || replay::replay(&root.join(journal::DIR), volume.0, Epoch(0));
+/// Returns the packs that the journal names, with how much of them is committed.
+fn check_journal(root: &Path, volume: Uuid, report: &mut CheckReport) -> Vec<PackExtent> {
+    let look = || {
+        let covered = match newest_local_record(root) {
+            Ok(record) => {
+                record.map_or_else(Default::default, |record| (record.epoch, record.last_lsn()))
+            }
+            // Which frame should be the first is not known: that the record is damaged is told elsewhere.
+            Err(_) => (Epoch(u64::MAX), Lsn(0)),
+        };
+        replay::replay(&root.join(journal::DIR), volume.0, Epoch(0), covered)
+    };
     report.objects += 1;
-    if let Err(error) = looked_at_again(look) {
-        report.add_error(
-            "journal",
-            error,
-            "acknowledged changes are lost there; see the text",
-        );
+    match looked_at_again(look) {
+        Ok(replay) => replay.packs,
+        Err(error) => {
+            report.add_error(
+                "journal",
+                error,
+                "tidefs check --fix moves what is behind this point to lost+found",
+            );
+            Vec::new()
+        }
     }
+}
+
+/// The record in front of the one that is looked at.
+enum Before {
+    Nothing,
+    Damaged,
+    Record(Epoch, String),
 }
 
 /// Every local record parses, and names its parent by the hash of the one before.
@@ -207,7 +242,7 @@ fn check_records(root: &Path, report: &mut CheckReport) {
         Err(error) => return report.add_error("server/epochs", error, RESTORE_METADATA),
     };
     names.sort();
-    let mut before: Option<(Epoch, String)> = None;
+    let mut before = Before::Nothing;
     for name in names {
         report.objects += 1;
         let path = root.join(&name);
@@ -221,80 +256,30 @@ fn check_records(root: &Path, report: &mut CheckReport) {
             });
         match record {
             Ok((record, hash)) => {
-                let follows = before
-                    .as_ref()
-                    .filter(|(epoch, _)| epoch.next() == record.epoch);
-                if let Some((epoch, parent)) = follows
-                    && record.parent.as_ref() != Some(parent)
-                {
-                    let reason = format!("its parent is not the record of epoch {epoch}");
+                let chained = match (&before, &record.parent) {
+                    (Before::Damaged, _) | (Before::Nothing, None) => Ok(()),
+                    (Before::Record(_, parent), Some(named)) if parent == named => Ok(()),
+                    (Before::Record(epoch, _), _) if epoch.next() == record.epoch => {
+                        Err(format!("its parent is not the record of epoch {epoch}"))
+                    }
+                    _ => {
+                        let parent = record.epoch.0.saturating_sub(1);
+                        Err(format!(
+                            "its parent, {EPOCHS_PREFIX}{parent:016x}, is missing"
+                        ))
+                    }
+                };
+                if let Err(reason) = chained {
                     report.add(path.display().to_string(), None, reason, RESTORE_METADATA);
                 }
-                before = Some((record.epoch, hash));
+                before = Before::Record(record.epoch, hash);
             }
             Err(error) => {
-                before = None;
+                before = Before::Damaged;
                 report.add_error(&path.display().to_string(), error, RESTORE_METADATA);
             }
         }
     }
-}
-
-fn check_external(
-    identity: &Identity,
-    settings: &Settings,
-    ledger: &packs::Ledgered,
-    read_data: bool,
-    report: &mut CheckReport,
-    progress: OnProgress<'_>,
-) {
-    const ADVICE: &str = "the external volume is damaged there: if the backup path has the pack or segment, \
-         copy it back under the same name";
-    let Store::Dir { path, .. } = &settings.store else {
-        report.add(
-            "settings.json",
-            None,
-            "no external volume is set",
-            "set one: tidefs store set dir PATH",
-        );
-        return;
-    };
-    let external: Arc<dyn vfs::Volume> = match vfs::DirVolume::open(path) {
-        Ok(external) => Arc::new(external),
-        Err(error) => {
-            return report.add_error(
-                &path.display().to_string(),
-                error.into(),
-                "mount it, or wait until it is back",
-            );
-        }
-    };
-    match init::external_identity(&*external) {
-        Ok(Some(there)) if there.volume == identity.volume => {}
-        Ok(_) => {
-            return report.add(
-                external.to_string(),
-                None,
-                "it is not this backup path's external volume",
-                "mount the right one",
-            );
-        }
-        Err(error) => return report.add_error(&external.to_string(), error, ADVICE),
-    }
-    match open_external(Arc::clone(&external)) {
-        Ok(volume) => {
-            for segment in volume.segments() {
-                report.objects += 1;
-                if let Err(error) = segment.verify() {
-                    report.add_error(segment.source_name(), error, ADVICE);
-                }
-            }
-        }
-        // Nothing archived yet is no damage.
-        Err(Error::Refused(_)) if !ledger.iter().any(|(_, entry)| packs::is_uploaded(entry)) => {}
-        Err(error) => report.add_error(&external.to_string(), error, ADVICE),
-    }
-    packs::check_external(&*external, ledger, read_data, report, progress);
 }
 
 /// Removes the index of a backup path that nobody has open; the next opening fills it anew.

@@ -2,6 +2,7 @@
 //! read or a write.
 
 pub mod check;
+mod external;
 mod packs;
 mod tree;
 

@@ -6,19 +6,21 @@ use std::path::Path;
 use vfs::{ObjectKey, VolumeExt};
 
 use crate::error::Error;
+use crate::format::frame::PackExtent;
+use crate::format::pack::PackHeader;
 use crate::maintain::check::{CheckReport, OnProgress};
+use crate::maintain::external::ADVICE;
 use crate::pack::ledger::{PackEntry, PackState};
 use crate::pack::read::{LocalPack, MemoryPack, ReadAt};
-use crate::pack::verify::{PackReport, verify_pack};
+use crate::pack::verify::{PackReport, survey, verify_pack};
 use crate::types::PackId;
 
 /// The ledger as it was read.
 pub(super) type Ledgered = [(PackId, PackEntry)];
 
-const LOCAL_ADVICE: &str = "if the external volume has this pack whole, stop tidefs and copy it back; \
+const LOCAL_ADVICE: &str = "tidefs check --fix fetches it again, if the external volume has it whole; \
      else what it held and nothing else holds is lost";
-const EXTERNAL_ADVICE: &str = "if the backup path has this pack whole, copy it there under the same name; \
-     else what it held and nothing else holds is lost";
+const LOST: &str = "it was not sent yet: what it held and nothing else holds is lost, unless the source still has it";
 
 /// Whether the external volume should have it.
 pub(super) fn is_uploaded(entry: &PackEntry) -> bool {
@@ -29,6 +31,7 @@ pub(super) fn is_uploaded(entry: &PackEntry) -> bool {
 pub(super) fn check_local(
     root: &Path,
     ledger: &Ledgered,
+    is_evicted: &dyn Fn(PackId) -> bool,
     read_data: bool,
     report: &mut CheckReport,
     progress: OnProgress<'_>,
@@ -45,12 +48,46 @@ pub(super) fn check_local(
             ))
         });
         match verified {
-            Ok((len, found)) => {
+            Ok((len, mut found)) => {
+                if !found.absent.is_empty() && is_evicted(*pack) {
+                    found.absent.clear();
+                    found.damaged.clear();
+                }
                 note(&name, len, entry, &found, LOCAL_ADVICE, report);
                 report.bytes += if read_data { len } else { 0 };
                 progress("reading local packs", report.bytes);
             }
             Err(error) => report.add_error(&name, error, LOCAL_ADVICE),
+        }
+    }
+}
+
+/// Checks packs that are not sealed yet, up to what the journal says is committed.
+pub(super) fn check_open(
+    root: &Path,
+    ledger: &Ledgered,
+    named: &[PackExtent],
+    report: &mut CheckReport,
+) {
+    let open = named
+        .iter()
+        .filter(|extent| !ledger.iter().any(|(pack, _)| *pack == extent.pack));
+    for extent in open {
+        report.objects += 1;
+        let path = root.join(extent.pack.object_name());
+        let name = path.display().to_string();
+        let read = LocalPack::open(&path).and_then(|local| local.read_at(0, extent.len as usize));
+        match read {
+            Ok(bytes) => {
+                if let Err(reason) = PackHeader::decode(&bytes) {
+                    report.add(&name, Some(0), reason, LOST);
+                }
+                for damage in survey(extent.pack, &bytes).damage {
+                    let offset = Some(u64::from(damage.offset));
+                    report.add(&name, offset, damage.reason, LOST);
+                }
+            }
+            Err(error) => report.add_error(&name, error, LOST),
         }
     }
 }
@@ -114,13 +151,13 @@ pub(super) fn check_external(
         let name = pack.object_name();
         let object = format!("{external}/{name}");
         match there.get(&name) {
-            None => report.add(object, None, "it is not there", EXTERNAL_ADVICE),
+            None => report.add(object, None, "it is not there", ADVICE),
             Some(len) if *len != u64::from(entry.len) => {
                 report.add(
                     object,
                     None,
                     format!("it has {len} bytes, it had {}", entry.len),
-                    EXTERNAL_ADVICE,
+                    ADVICE,
                 );
             }
             Some(len) if read_data => match read(external, &name, *len) {
@@ -130,8 +167,8 @@ pub(super) fn check_external(
                         bytes,
                     };
                     match verify_pack(&copy, *pack, true) {
-                        Ok(found) => note(&object, *len, entry, &found, EXTERNAL_ADVICE, report),
-                        Err(error) => report.add_error(&object, error, EXTERNAL_ADVICE),
+                        Ok(found) => note(&object, *len, entry, &found, ADVICE, report),
+                        Err(error) => report.add_error(&object, error, ADVICE),
                     }
                     report.bytes += len;
                     progress("reading external packs", report.bytes);

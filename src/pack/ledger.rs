@@ -125,8 +125,17 @@ impl Record {
     }
 }
 
+/// The ledger as it was at one look.
+#[derive(Debug, Default)]
+pub struct Peeked {
+    /// All packs.
+    pub packs: Vec<(PackId, PackEntry)>,
+    /// The newest epoch that is complete on the external volume.
+    pub archived: Epoch,
+}
+
 /// Reads the ledger in `dir` without opening it: somebody else may be writing it.
-pub fn peek(dir: &Path, external: Uuid) -> Result<Vec<(PackId, PackEntry)>> {
+pub fn peek(dir: &Path, external: Uuid) -> Result<Peeked> {
     let bytes = read(&dir.join(FILE_NAME))?;
     let mut known = Known {
         external,
@@ -137,7 +146,10 @@ pub fn peek(dir: &Path, external: Uuid) -> Result<Vec<(PackId, PackEntry)>> {
         .chunks_exact(RECORD_LEN)
         .filter_map(Record::decode)
         .for_each(|record| known.note(&record));
-    Ok(known.packs.into_iter().collect())
+    Ok(Peeked {
+        packs: known.packs.into_iter().collect(),
+        archived: known.archived,
+    })
 }
 
 fn read(path: &Path) -> Result<Vec<u8>> {
@@ -267,6 +279,13 @@ impl Ledger {
             time: 0,
             external: Uuid([0; 16]),
         })
+    }
+
+    /// The external copy of a pack is missing or damaged: it is as if it had never been sent.
+    pub fn unsent(&self, pack: PackId, len: u32) -> Result<()> {
+        // A stop between the two leaves a pack that the next opening finds by listing.
+        self.gone(pack)?;
+        self.sealed(pack, len)
     }
 
     /// Makes what was noted so far survive a power cut.
@@ -459,6 +478,21 @@ mod tests {
         let other = Ledger::open(dir.path(), Uuid([2; 16])).unwrap();
         assert_eq!(other.to_upload(9).len(), 1);
         assert_eq!(other.archived_epoch(), Epoch(0));
+    }
+
+    #[test]
+    fn a_pack_whose_external_copy_is_bad_is_sent_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let ledger = Ledger::open(dir.path(), HERE).unwrap();
+        ledger.sealed(pack(1), 100).unwrap();
+        ledger.uploaded(pack(1), 100, 5).unwrap();
+        assert_eq!(ledger.to_upload(9), []);
+        ledger.unsent(pack(1), 100).unwrap();
+        for ledger in [ledger, Ledger::open(dir.path(), HERE).unwrap()] {
+            let waiting = ledger.to_upload(9);
+            assert_eq!(waiting.len(), 1);
+            assert_eq!(waiting[0].1.len, 100);
+        }
     }
 
     #[test]

@@ -17,6 +17,7 @@ use crate::format::segment::{
 };
 use crate::meta::view::{View, merge_segments};
 use crate::types::{Epoch, Lsn, PackId, SessionId, Uuid};
+use crate::volume::lost;
 use crate::volume::settings::{rewrite, sync_dir};
 
 /// Name of the directory of segments.
@@ -73,7 +74,18 @@ impl Archive {
         session: SessionId,
         cache: Arc<BlockCache>,
     ) -> Result<Archive> {
-        let record = newest_local_record(root)?;
+        let record = newest_known_record(root)?;
+        if let Some(record) = record
+            .as_ref()
+            .filter(|record| record.volume != volume.to_string())
+        {
+            let object = root.join(EpochRecord::name(record.epoch, session_of(record)?));
+            return Err(Error::corrupt(
+                object.display().to_string(),
+                0,
+                "it is another volume's record",
+            ));
+        }
         let mut segments = Vec::new();
         for entry in record.iter().flat_map(|record| &record.segments) {
             segments.push(open_segment(root, entry, &cache)?);
@@ -231,8 +243,30 @@ pub fn check_segment(
     }
 }
 
-/// The newest epoch record below `root`.
-fn newest_local_record(root: &Path) -> Result<Option<EpochRecord>> {
+fn session_of(record: &EpochRecord) -> Result<SessionId> {
+    SessionId::parse(&record.session)
+        .ok_or_else(|| Error::corrupt("an epoch record", 0, "its session is not in the format"))
+}
+
+/// The newest epoch record below `root`; refused if a newer one was there once.
+fn newest_known_record(root: &Path) -> Result<Option<EpochRecord>> {
+    let mut record = newest_local_record(root)?;
+    loop {
+        let newest = record.as_ref().map_or(Epoch(0), |record| record.epoch);
+        let Some(trace) = lost::trace_of_lost_record(root, newest)? else {
+            return Ok(record);
+        };
+        // Whoever looks without the lock may have seen a segment before its record.
+        let again = newest_local_record(root)?;
+        if again.as_ref().map_or(Epoch(0), |record| record.epoch) == newest {
+            return Err(lost::lost_record(root, newest, &trace));
+        }
+        record = again;
+    }
+}
+
+/// The newest epoch record below `root` that is there.
+pub fn newest_local_record(root: &Path) -> Result<Option<EpochRecord>> {
     let dir = root.join(crate::format::record::EPOCHS_PREFIX);
     let mut newest: Option<(Epoch, SessionId)> = None;
     for entry in fs::read_dir(&dir).map_err(Error::io("list", &dir))? {

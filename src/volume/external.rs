@@ -27,7 +27,7 @@ const BLOB_CACHE_BYTES: usize = 96 << 20;
 /// Bytes of a segment fetched at once where a listing walks through it.
 const READ_AHEAD_BYTES: usize = 1 << 20;
 /// Longest epoch record that is read.
-const RECORD_LEN_MAX: u64 = 64 << 20;
+pub const RECORD_LEN_MAX: u64 = 64 << 20;
 
 /// A volume as its external copy has it.
 #[derive(Debug)]

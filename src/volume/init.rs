@@ -101,7 +101,7 @@ pub fn read_identity(root: &Path) -> Result<Identity> {
         if error.kind() == std::io::ErrorKind::NotFound {
             let root = root.display();
             return Error::Refused(format!(
-                "{root} is not a backup path: make one with tidefs -p {root} init"
+                "{root} is not a backup path, there is no {IDENTITY_NAME}: make one with tidefs -p {root} init"
             ));
         }
         Error::io("read", &path)(error)

@@ -17,6 +17,7 @@ pub mod indexer;
 pub mod init;
 pub mod live;
 pub mod lock;
+pub mod lost;
 pub mod namespace;
 pub mod open;
 pub mod settings;

@@ -42,7 +42,7 @@ use crate::volume::indexer::{ArchiveTask, Indexer};
 use crate::volume::lock::PathLock;
 use crate::volume::settings::{Settings, Store};
 use crate::volume::tree::Caller;
-use crate::volume::{init, namespace, sweep};
+use crate::volume::{init, lost, namespace, sweep};
 
 /// Memory for decoded segment blocks.
 const BLOCK_CACHE_BYTES: usize = 32 << 20;
@@ -77,17 +77,23 @@ impl Volume {
         let record_epoch = record.as_ref().map_or(Epoch(0), |record| record.epoch);
         // 3. The index, if it can be trusted.
         let index_dir = root.join("index").join("tree");
-        let (mut index, mut index_note) = open_index(&index_dir, uuid, record_epoch);
+        let (mut index, mut index_note) = open_index(&index_dir, uuid);
+        if let Some(index) = &index {
+            lost::refuse_older(root, record_epoch, "the index", index.epoch())?;
+        }
         // 4. The journal: committed changes that base or record do not have.
         let journal_dir = root.join(journal::DIR);
         let base_epoch = index.as_ref().map_or(record_epoch, Index::epoch);
-        let mut replay = replay::replay(&journal_dir, uuid.0, base_epoch)?;
+        let covered = record
+            .as_ref()
+            .map_or_else(Default::default, |record| (record.epoch, record.last_lsn()));
+        let mut replay = replay::replay(&journal_dir, uuid.0, base_epoch, covered)?;
         if let Some(missing) = missing_epoch(&replay, base_epoch, record_epoch) {
             index_note = Some(format!(
                 "the index is of epoch {base_epoch}, and the journal no longer has epoch {missing}"
             ));
             index = None;
-            replay = replay::replay(&journal_dir, uuid.0, record_epoch)?;
+            replay = replay::replay(&journal_dir, uuid.0, record_epoch, covered)?;
         }
         let last_lsn = replay
             .last_lsn
@@ -95,6 +101,7 @@ impl Volume {
         // 5. Packs that were open: cut at the last committed offset and sealed.
         let external = store_uuid(&settings);
         let ledger = Arc::new(Ledger::open(&journal_dir, external)?);
+        lost::refuse_older(root, record_epoch, "the ledger", ledger.archived_epoch())?;
         let opened = BlobIndex::open(&root.join("index").join("blobs"))?;
         for reason in opened.discarded {
             tracing::warn!(reason, "a part of the blob index was discarded");
@@ -315,7 +322,7 @@ impl Volume {
 }
 
 /// Opens the external volume at `path`, if it is the copy `store` of this volume.
-fn open_store(identity: &Identity, path: &Path, store: &str) -> Result<Arc<dyn vfs::Volume>> {
+pub fn open_store(identity: &Identity, path: &Path, store: &str) -> Result<Arc<dyn vfs::Volume>> {
     let external: Arc<dyn vfs::Volume> = Arc::new(vfs::DirVolume::open(path)?);
     let (volume, store) = (identity.volume.clone(), store.to_owned());
     let key = vfs::ObjectKey::new(crate::format::record::IDENTITY_NAME)?;
@@ -347,22 +354,12 @@ fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> Result<std::thread
         .map_err(Error::io("start", name))
 }
 
-fn open_index(dir: &Path, volume: Uuid, record_epoch: Epoch) -> (Option<Index>, Option<String>) {
+fn open_index(dir: &Path, volume: Uuid) -> (Option<Index>, Option<String>) {
     if !dir.exists() {
         return (None, None);
     }
     let opened = Index::open(dir, volume.0);
-    match opened.index {
-        Some(index) if index.epoch() <= record_epoch => (Some(index), None),
-        Some(index) => {
-            let note = format!(
-                "the index is of epoch {}, the newest record of epoch {record_epoch}",
-                index.epoch()
-            );
-            (None, Some(note))
-        }
-        None => (None, opened.reason_if_discarded),
-    }
+    (opened.index, opened.reason_if_discarded)
 }
 
 /// The first epoch that an index of epoch `base` lacks and the journal does not have either: a journal
@@ -394,6 +391,11 @@ fn seal_packs(
         let intact = LocalPack::open(&path).and_then(|pack| read_index(&pack, extent.pack));
         let (len, entries) = match intact {
             Ok(index) => (index.pack_len, index.entries),
+            // As with a damaged one: what is lost is named, and all the rest is served.
+            Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {
+                tracing::error!(pack = %path.display(), "a pack with committed blobs is missing");
+                continue;
+            }
             Err(Error::Io { op, path, source }) => return Err(Error::Io { op, path, source }),
             Err(_) => {
                 sealed += 1;

@@ -27,9 +27,10 @@ pub enum Store {
     },
 }
 
-/// The settings. Times in seconds, sizes in bytes.
+/// The settings. Times in seconds, sizes in bytes. An unknown name is refused: it may be a known one with a
+/// damaged letter, and the default in its place would lose the store.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
+#[serde(default, deny_unknown_fields)]
 pub struct Settings {
     /// The external volume.
     pub store: Store,

@@ -126,8 +126,18 @@ impl World {
         Ok(())
     }
 
-    pub fn rename(&mut self, from: Name, to: Name, mode: RenameMode) -> Verdict {
-        let (from, to) = (self.present_name(from), self.name(to));
+    /// One of the names of an open file.
+    pub fn name_of_handle(&self, handle: u8) -> Option<(NodeId, Vec<u8>)> {
+        let open = self.handle(handle)?;
+        self.state.nodes.iter().find_map(|(dir, node)| {
+            let mut entries = node.entries.iter();
+            let (name, _) = entries.find(|(_, id)| **id == open)?;
+            Some((*dir, name.clone()))
+        })
+    }
+
+    pub fn rename(&mut self, from: (NodeId, Vec<u8>), to: Name, mode: RenameMode) -> Verdict {
+        let to = self.name(to);
         let outcome = self.volume().rename(
             (self.state.node(from.0).ino, &from.1),
             (self.state.node(to.0).ino, &to.1),

@@ -107,6 +107,12 @@ pub enum Op {
         len: u32,
         fill: Fill,
     },
+    /// Of a file that is open, and mostly has bytes that nothing has settled.
+    HandleRename {
+        handle: u8,
+        to: Name,
+        mode: RenameMode,
+    },
     HandleFsync {
         handle: u8,
     },
@@ -181,7 +187,7 @@ fn of_names() -> impl Strategy<Value = Op> {
 }
 
 fn of_content() -> impl Strategy<Value = Op> {
-    let sync = prop::bool::weighted(0.1);
+    let sync = prop::bool::weighted(0.2);
     prop_oneof![
         10 => (any::<u8>(), offset(), len(), fill(), sync)
             .prop_map(|(file, offset, len, fill, sync)| Op::Write { file, offset, len, fill, sync }),
@@ -199,7 +205,9 @@ fn of_handles() -> impl Strategy<Value = Op> {
         // Small, so that the file's run stays below what is cut before the file settles.
         5 => (any::<u8>(), 0..100_000_u32, 0..20_000_u32, fill())
             .prop_map(|(handle, offset, len, fill)| Op::HandleWrite { handle, offset, len, fill }),
-        1 => any::<u8>().prop_map(|handle| Op::HandleFsync { handle }),
+        2 => (any::<u8>(), name(), rename_mode())
+            .prop_map(|(handle, to, mode)| Op::HandleRename { handle, to, mode }),
+        2 => any::<u8>().prop_map(|handle| Op::HandleFsync { handle }),
         2 => any::<u8>().prop_map(|handle| Op::Close { handle }),
     ]
 }
@@ -225,7 +233,7 @@ fn of_the_volume() -> impl Strategy<Value = Op> {
         4 => any::<bool>().prop_map(|named| Op::Snapshot { named }),
         1 => Just(Op::Archive),
         2 => Just(Op::Reopen),
-        3 => any::<bool>().prop_map(|with_index| Op::Crash { with_index }),
+        4 => any::<bool>().prop_map(|with_index| Op::Crash { with_index }),
         2 => Just(Op::Check),
     ]
 }

@@ -227,7 +227,11 @@ impl World {
                 sync,
             } => self.write(file, offset, len, fill, sync),
             Op::Truncate { file, size } => self.truncate(file, size),
-            Op::Rename { from, to, mode } => self.rename(from, to, mode),
+            Op::Rename { from, to, mode } => self.rename(self.present_name(from), to, mode),
+            Op::HandleRename { handle, to, mode } => match self.name_of_handle(handle) {
+                Some(from) => self.rename(from, to, mode),
+                None => Ok(()),
+            },
             Op::Link { node, to } => self.link(node, to),
             Op::Unlink { at } => {
                 let (dir, name) = self.present_name(at);
