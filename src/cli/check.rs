@@ -1,79 +1,78 @@
 //! `tidefs check`
 
 use std::fmt::Write as _;
-use std::path::Path;
 
-use serde_json::json;
-use vfs::DirVolume;
+use serde::Serialize;
+use serde_json::{Value, json};
 
 use crate::cli::args::Check;
 use crate::cli::output::{clean, size};
 use crate::cli::{Context, Outcome};
 use crate::daemon::{Failure, FailureKind, Progress};
-use crate::maintain::{self, CheckOptions, CheckReport};
-use crate::volume::init::read_identity;
-use crate::volume::settings::{Settings, Store};
+use crate::maintain::{self, CheckOptions, CheckReport, FixReport};
 
 pub(super) fn run(context: &mut Context, check: &Check) -> Outcome {
     let root = context.root()?;
     if check.rebuild_index {
         maintain::rebuild_index(&root)?;
         let text = "The index is gone; the next mount fills it anew, and serves meanwhile.";
-        // With --json the report of the check that follows is the one document.
-        if !context.out.is_json() {
-            context.out.done(&json!({ "rebuilt": true }), text)?;
-        }
+        context.out.done(&json!({ "rebuilt": true }), text)?;
     }
-    let away = if check.external { away(&root)? } else { None };
-    let options = CheckOptions {
-        read_data: check.read_data,
-        external: check.external && away.is_none(),
+    let reporter = &mut context.reporter;
+    let mut progress = |step: &str, done_bytes| {
+        reporter.show(&Progress {
+            step: step.to_owned(),
+            done_bytes,
+            total_bytes: None,
+            note: None,
+        });
     };
-    let report = {
-        let reporter = &mut context.reporter;
-        maintain::check(&root, options, &mut |step, done_bytes| {
-            reporter.show(&Progress {
-                step: step.to_owned(),
-                done_bytes,
-                total_bytes: None,
-                note: None,
-            });
-        })?
+    let (document, text, problems) = if check.fix {
+        let fixed = maintain::fix(&root, check.read_data, &*context.clock, &mut progress)?;
+        (
+            to_document(&fixed)?,
+            told_of_fix(&fixed),
+            fixed.after.problems.len(),
+        )
+    } else {
+        let options = CheckOptions {
+            read_data: check.read_data,
+            external: check.external,
+        };
+        let report = maintain::check(&root, options, &mut progress)?;
+        (to_document(&report)?, told(&report), report.problems.len())
     };
     context.reporter.clear();
-    let mut document =
-        serde_json::to_value(&report).map_err(|error| Failure::failed(error.to_string()))?;
-    if let (Some(away), Some(document)) = (&away, document.as_object_mut()) {
-        document.insert("unreachable".into(), json!(away.text));
+    context.out.result(&document, &text)?;
+    if problems == 0 {
+        return Ok(());
     }
-    context.out.result(&document, &told(&report))?;
-    if let Some(away) = &away {
-        context
-            .out
-            .note(&format!("{}; what is here was checked", away.text));
-    }
-    match away {
-        _ if !report.problems.is_empty() => Err(Failure::told(FailureKind::Problems)),
-        Some(away) => Err(Failure::told(away.kind)),
-        None => Ok(()),
-    }
+    let text = format!("{problems} problems were found");
+    Err(Failure::new(FailureKind::Problems, text))
 }
 
-/// Why the external volume cannot be looked at, if it cannot: then what is here is checked all the same.
-fn away(root: &Path) -> Result<Option<Failure>, Failure> {
-    read_identity(root)?;
-    let Ok(Settings {
-        store: Store::Dir { path, .. },
-        ..
-    }) = Settings::read(root)
-    else {
-        // None, or settings that the check will find damaged.
-        return Ok(None);
-    };
-    Ok(match DirVolume::open(&path) {
-        Err(error) if error.is_unreachable() || error.is_transient() => Some(Failure::from(error)),
-        _ => None,
-    })
+fn to_document(report: &impl Serialize) -> Result<Value, Failure> {
+    serde_json::to_value(report).map_err(|error| Failure::failed(error.to_string()))
+}
+
+fn told_of_fix(fixed: &FixReport) -> String {
+    let mut text = String::new();
+    for repair in &fixed.repairs {
+        // Writing to a string does not fail.
+        let _ = writeln!(text, "{}: {}", clean(&repair.object), clean(&repair.done));
+    }
+    for dir in &fixed.lost_and_found {
+        let shown = dir.display().to_string();
+        let _ = writeln!(
+            text,
+            "What was replaced or taken out is in {}",
+            clean(&shown)
+        );
+    }
+    if fixed.repairs.is_empty() {
+        text.push_str("Nothing could be put right, or nothing had to be.\n");
+    }
+    text + &told(&fixed.after)
 }
 
 fn told(report: &CheckReport) -> String {
@@ -105,37 +104,4 @@ fn told(report: &CheckReport) -> String {
         size(report.bytes)
     );
     text
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::maintain::Problem;
-
-    #[test]
-    fn a_problem_is_shown_with_its_place_and_what_to_do() {
-        let problem = Problem {
-            object: "items/ab/x\u{1b}.pack".into(),
-            offset: Some(7),
-            reason: "a blob is damaged".into(),
-            advice: "copy it back".into(),
-        };
-        let report = CheckReport {
-            problems: vec![problem],
-            objects: 3,
-            bytes: 2048,
-            inodes: 1,
-        };
-        let shown = told(&report);
-        for part in [
-            "at byte 7: a blob",
-            "copy it back",
-            "1 problem found",
-            "2.0 KiB of packs",
-        ] {
-            assert!(shown.contains(part), "{part}: {shown}");
-        }
-        assert!(!shown.contains('\u{1b}'), "{shown}");
-        assert!(told(&CheckReport::default()).contains("No problems found"));
-    }
 }

@@ -63,11 +63,11 @@ pub(super) fn sync_dir(dir: &Path) -> Result<()> {
         .map_err(Error::io("sync", dir))
 }
 
-<<<<<<< HEAD
 /// Whether the journal in `dir` has a file of `epoch`.
 pub fn has_epoch(dir: &Path, epoch: Epoch) -> Result<bool> {
     Ok(files(dir)?.iter().any(|(_, of)| *of == epoch))
-=======
+}
+
 /// Removes a file that holds nothing. Once another one follows it, it would be taken for a damaged one.
 pub fn remove_unbegun(replay: &Replay) -> Result<()> {
     let Some(path) = &replay.unbegun else {
@@ -75,7 +75,6 @@ pub fn remove_unbegun(replay: &Replay) -> Result<()> {
     };
     std::fs::remove_file(path).map_err(Error::io("remove", path))?;
     path.parent().map_or(Ok(()), sync_dir)
->>>>>>> model
 }
 
 /// Reads every frame of the journal in `dir` that is newer than `through`, the last epoch that the
