@@ -153,6 +153,10 @@ pub(super) struct Check {
     /// Remove the index first, which nobody may have open: the next mount fills it anew
     #[arg(long)]
     pub(super) rebuild_index: bool,
+    /// Put right what the external volume or the backup path still has whole; what is replaced goes to lost+found.
+    /// Nobody may have the backup path open
+    #[arg(long)]
+    pub(super) fix: bool,
 }
 
 #[derive(Debug, ClapArgs)]

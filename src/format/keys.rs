@@ -134,18 +134,25 @@ pub fn xattrs_end(ino: Ino) -> Key {
     Key(after_prefix(&of_ino(ino, Kind::Xattr, 0)))
 }
 
+/// The upper end of an account's entries of one kind.
+pub fn kind_end(account: AccountId, kind: Kind) -> Key {
+    Key(after_prefix(&start(account, kind, 0)))
+}
+
+/// The account that leads a key.
+pub fn account_of(key: &[u8]) -> Option<AccountId> {
+    let &[a, b, c] = key.first_chunk::<3>()?;
+    AccountId::new(u32::from_be_bytes([0, a, b, c]))
+}
+
 /// The inode in a key of [`Kind::Inode`], [`Kind::DirEntry`] (the directory), [`Kind::Extents`] or
 /// [`Kind::Xattr`].
 pub fn ino_of(key: &[u8]) -> Option<Ino> {
-    let &[a, b, c] = key.first_chunk::<3>()?;
     let local = key
         .get(4..9)?
         .iter()
         .fold(0_u64, |number, byte| (number << 8) | u64::from(*byte));
-    Some(Ino::new(
-        AccountId::new(u32::from_be_bytes([0, a, b, c]))?,
-        local,
-    ))
+    Some(Ino::new(account_of(key)?, local))
 }
 
 /// What follows the inode number in a [`dir_entry`] or [`xattr`] key: the name.
@@ -228,6 +235,9 @@ mod tests {
         assert!(low < a && a < z && z < end);
         assert!(end <= dir_entry(Ino::new(account, 0x100), b""));
         assert_eq!(name_of(&a), b"a");
+        assert_eq!((account_of(&a), ino_of(&a)), (Some(account), Some(dir)));
+        assert!(z < kind_end(account, Kind::DirEntry));
+        assert!(kind_end(account, Kind::DirEntry) <= extents(Ino::new(account, 0), 0));
     }
 
     #[test]

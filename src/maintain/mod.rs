@@ -1,6 +1,7 @@
 //! Looking after a volume: what is wrong with it, and putting it right. Nothing here is on the way of a
 //! read or a write.
 
+mod blobs;
 pub mod check;
 mod external;
 pub mod fix;

@@ -8,6 +8,8 @@
     reason = "each story uses a part; a test fails by panicking"
 )]
 
+pub mod sample;
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc;
