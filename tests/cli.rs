@@ -304,6 +304,26 @@ fn an_external_volume_that_is_gone_ends_the_waiting_with_5() {
 }
 
 #[test]
+fn waiting_tells_how_far_it_is_and_a_signal_stops_it_with_3() {
+    let place = Place::ready();
+    fs::rename(place.path("ext"), place.path("unplugged")).unwrap();
+    place.run(&["snapshot", "unsent"]).ok();
+    let mut child = place
+        .command(&["--progress", "wait", "--until", "archived"])
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut messages = BufReader::new(child.stderr.take().unwrap());
+    let mut line = String::new();
+    messages.read_line(&mut line).unwrap();
+    assert!(line.starts_with("uploading"), "{line}");
+    signal(child.id(), "-INT");
+    assert_eq!(child.wait().unwrap().code(), Some(3));
+    messages.read_to_string(&mut line).unwrap();
+    assert!(line.contains("stopped by SIGINT"), "{line}");
+}
+
+#[test]
 fn a_snapshot_is_listed_and_its_name_is_taken() {
     let place = Place::ready();
     let made = place
@@ -327,6 +347,44 @@ fn a_snapshot_is_listed_and_its_name_is_taken() {
         .says(1, "already");
     place.run(&["snapshot", "yesterday"]).says(2, "time");
     place.run(&["snapshot", "../x"]).says(2, "choose another");
+}
+
+#[test]
+fn a_check_finds_nothing_until_something_is_damaged_and_says_4_then() {
+    let place = Place::ready();
+    place.run(&["snapshot", "first"]).ok();
+    place.run(&["wait", "--timeout", "60"]).ok();
+    let sound = place
+        .run(&["--json", "check", "--read-data", "--external"])
+        .json();
+    assert_eq!(
+        sound["problems"].as_array().map(Vec::len),
+        Some(0),
+        "{sound}"
+    );
+    let rebuilt = place.run(&["check", "--rebuild-index"]).ok();
+    assert!(
+        rebuilt.contains("The index is gone") && rebuilt.contains("No problems found"),
+        "{rebuilt}"
+    );
+    place.run(&["status"]).ok();
+    fs::rename(place.path("ext"), place.path("unplugged")).unwrap();
+    place.run(&["check", "--external"]).says(5, "ext");
+    fs::rename(place.path("unplugged"), place.path("ext")).unwrap();
+    let segments = fs::read_dir(place.path("backup/accounts")).unwrap();
+    for segment in segments.flatten() {
+        let mut bytes = fs::read(segment.path()).unwrap();
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 0x40;
+        fs::write(segment.path(), bytes).unwrap();
+    }
+    let found = place.run(&["--json", "check"]);
+    assert_eq!(found.code, 4, "{found:?}");
+    let document: Value = serde_json::from_str(&found.out).unwrap();
+    assert!(!document["problems"].as_array().unwrap().is_empty());
+    let shown = place.run(&["check"]);
+    assert_eq!(shown.code, 4, "{shown:?}");
+    assert!(shown.out.contains("found: "), "{shown:?}");
 }
 
 #[test]
@@ -505,6 +563,34 @@ fn the_past_is_mounted_beside_the_present_and_from_the_external_volume_alone() {
 }
 
 #[test]
+fn the_past_is_whole_though_its_packs_were_evicted() {
+    if !can_mount() {
+        return;
+    }
+    let place = Place::ready();
+    let settings = place.path("backup/settings.json");
+    let mut chosen: Value = serde_json::from_slice(&fs::read(&settings).unwrap()).unwrap();
+    chosen["cache_bytes"] = 0.into();
+    chosen["evict_after_secs"] = 0.into();
+    fs::write(&settings, chosen.to_string()).unwrap();
+    let (mnt, view) = (place.text("mnt"), place.text("view"));
+    place.run(&["mount", &mnt]).ok();
+    let bytes: Vec<u8> = (0..300_000_u32)
+        .flat_map(|number| number.wrapping_mul(2_654_435_761).to_le_bytes())
+        .collect();
+    fs::write(place.path("mnt/file"), &bytes).unwrap();
+    place.run(&["snapshot", "first"]).ok();
+    place.run(&["wait", "--timeout", "60"]).ok();
+    wait_until("evicted", || {
+        place.run(&["--json", "status"]).json()["cache_bytes"] == 0
+    });
+    place.run(&["mount", "--at", "first", &view]).ok();
+    assert!(fs::read(place.path("view/file")).unwrap() == bytes);
+    place.run(&["umount", &view]).ok();
+    place.run(&["umount", &mnt]).ok();
+}
+
+#[test]
 fn a_busy_mount_stays_unless_it_is_taken_lazily() {
     if !can_mount() {
         return;
@@ -656,6 +742,8 @@ fn mount8_mounts_as_fstab_asks() {
     assert_eq!(run(&[&backup, &mnt, "-n", "-o", options]).ok(), "");
     fs::write(place.path("mnt/file"), "by fstab").unwrap();
     place.run(&["wait", "--timeout", "60"]).ok();
+    // `mount -a` again and again.
+    assert_eq!(run(&[&backup, &mnt, "-o", options]).ok(), "");
     let spec = format!("dir:{}", place.text("ext"));
     run(&[&spec, &place.text("view"), "-sv", "-o", "ro,rsize=1"]).ok();
     assert_eq!(

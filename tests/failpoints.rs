@@ -289,6 +289,41 @@ fn what_was_acknowledged_survives_a_death_at_each_crash_point() {
     });
 }
 
+/// A journal file that a power cut left without its header holds nothing; it must not become damage when
+/// the next session's file stands beside it.
+#[test]
+fn a_journal_file_that_was_only_just_made_is_no_damage_two_crashes_later() {
+    let place = Place::new();
+    let volume = place.open();
+    common::put(&*volume, Ino::ROOT, "first", b"1");
+    close(volume);
+    let volume = place.open();
+    let next = volume.status().epoch_local.0 + 1;
+    close(volume);
+    let unbegun = format!("journal/{next:016x}-0000000000000000.log");
+    fs::write(place.path().join(unbegun), [0; 65_536]).unwrap();
+
+    let volume = place.open();
+    common::put(&*volume, Ino::ROOT, "second", b"2");
+    volume.commit().unwrap();
+    let killed = place.dir.path().join("killed");
+    fs::create_dir_all(killed.join("index")).unwrap();
+    for part in ["accounts", "items", "journal", "server", "settings.json"] {
+        let (from, to) = (place.path().join(part), killed.join(part));
+        let status = Command::new("cp")
+            .arg("-a")
+            .arg(from)
+            .arg(to)
+            .status()
+            .unwrap();
+        assert!(status.success());
+    }
+    drop(volume);
+    let volume = common::open(&killed).unwrap();
+    assert_eq!(content(&*volume, "first").unwrap(), b"1");
+    assert_eq!(content(&*volume, "second").unwrap(), b"2");
+}
+
 /// Code of a directory without comments, by path.
 fn sources(dir: &Path) -> Vec<(PathBuf, String)> {
     let mut found = Vec::new();

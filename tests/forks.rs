@@ -194,7 +194,7 @@ fn a_directory_that_lost_our_last_epoch_gets_no_further_one() {
     put(&*volume, Ino::ROOT, "second", b"2");
     match archive(&volume) {
         Err(Error::Refused(reason)) => {
-            assert!(reason.contains("no longer has our epoch"), "{reason}")
+            assert!(reason.contains("no longer has our epoch"), "{reason}");
         }
         other => panic!("{other:?}"),
     }

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use crate::cli::args::Daemon;
 use crate::cli::output::print;
 use crate::cli::umount::ended;
-use crate::cli::{Context, Outcome};
+use crate::cli::{Context, Outcome, begin_command};
 use crate::daemon::client::Client;
 use crate::daemon::opening::open_to_serve;
 use crate::daemon::serve::{DRAIN_DEFAULT, Serving};
@@ -16,7 +16,7 @@ use crate::daemon::{Failure, Request, log, signals};
 pub(super) fn run(context: &mut Context, daemon: &Daemon) -> Outcome {
     let root = context.root()?;
     if daemon.stop {
-        log::start("warn");
+        begin_command()?;
         return stop(context, &root);
     }
     signals::block()?;

@@ -20,6 +20,7 @@ mod umount;
 mod wait;
 
 use std::ffi::OsString;
+use std::io::Write as _;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -32,7 +33,7 @@ use serde_json::Value;
 use crate::clock::{Clock, SystemClock};
 use crate::daemon::opening::{Reach, reach};
 use crate::daemon::operations::perform;
-use crate::daemon::{Failure, Progress, Request, log};
+use crate::daemon::{Failure, FailureKind, Progress, Request, log, signals};
 
 use args::{Args, Command};
 use output::Output;
@@ -81,7 +82,7 @@ impl Context {
         match &command {
             // Those that may serve decide for themselves.
             Command::Mount(_) | Command::Daemon(_) => {}
-            _ => log::start("warn"),
+            _ => begin_command()?,
         }
         match command {
             Command::Init => init::run(&self),
@@ -127,6 +128,19 @@ impl Context {
         self.reporter.show(step);
         true
     }
+}
+
+/// For a command that serves nothing: warnings are shown, and a signal ends it with the code for that. What
+/// was acknowledged is safe wherever it ends.
+fn begin_command() -> Outcome {
+    signals::block()?;
+    log::start("warn");
+    signals::listen(|signal| {
+        // Nobody to read it is no failure.
+        let _ = writeln!(std::io::stderr(), "\ntidefs: stopped by {signal}");
+        std::process::exit(i32::from(FailureKind::Stopped.exit_code()))
+    })?;
+    Ok(())
 }
 
 fn absolute(path: &Path) -> Result<PathBuf, Failure> {

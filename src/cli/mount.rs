@@ -11,7 +11,7 @@ use vfs::Spec;
 
 use crate::cli::args::Mount;
 use crate::cli::output::{clean, moment, print};
-use crate::cli::{Context, Outcome, absolute, time};
+use crate::cli::{Context, Outcome, absolute, begin_command, time};
 use crate::daemon::moment::open_moments;
 use crate::daemon::opening::open_to_serve;
 use crate::daemon::protocol::Answer;
@@ -149,7 +149,7 @@ impl Plan {
         if self.foreground {
             return self.serve_in_foreground(context);
         }
-        log::start("warn");
+        begin_command()?;
         let ready = self.launch()?;
         context.out.done(&ready, &said(&ready))
     }

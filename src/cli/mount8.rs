@@ -14,7 +14,7 @@ use crate::cli::mount::Plan;
 use crate::cli::output::{Output, clean};
 use crate::cli::progress::Reporter;
 use crate::clock::SystemClock;
-use crate::daemon::{Failure, FailureKind};
+use crate::daemon::{Failure, FailureKind, mounts};
 use crate::fuse::OptionList;
 
 const EXIT_USAGE: u8 = 1;
@@ -107,7 +107,26 @@ impl Call {
         if self.fake {
             return plan.check(&context);
         }
+        if self.is_mounted()? {
+            context.out.note(&format!(
+                "{} is mounted at {} already",
+                self.source,
+                self.target.display()
+            ));
+            return Ok(());
+        }
         plan.run(&mut context)
+    }
+
+    /// Whether this very source is mounted there and alive. `mount -a` compares the source that the kernel
+    /// shows with fstab's, and ours says `tidefs:` before it: so it asks again and again.
+    fn is_mounted(&self) -> Result<bool, Failure> {
+        let found = mounts::ours_at(&self.target)?.filter(|mount| !mounts::is_dead(&mount.point));
+        Ok(found.is_some_and(|mount| {
+            let shown = mount.source.to_string_lossy();
+            let view = shown.split_once("@epoch-").map(|(source, _)| source);
+            shown == self.source || view == Some(&self.source)
+        }))
     }
 
     fn options(&self) -> Result<(String, OptionList), Failure> {

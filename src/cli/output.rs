@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use serde_json::{Value, json};
 
 use crate::clock::civil;
-use crate::daemon::{Failure, FailureKind};
+use crate::daemon::Failure;
 use crate::types::Timestamp;
 
 /// Prints for people or for programs.
@@ -58,11 +58,13 @@ impl Output {
         let Err(failure) = outcome else {
             return ExitCode::SUCCESS;
         };
-        if self.json {
+        if failure.text.is_empty() {
+            // The result has said it.
+        } else if self.json {
             let document = json!({ "error": failure });
             // The exit code tells it too.
             let _ = print(&document.to_string());
-        } else if failure.kind != FailureKind::Problems {
+        } else {
             let _ = writeln!(io::stderr(), "tidefs: {}", clean(&failure.text));
         }
         ExitCode::from(failure.kind.exit_code())

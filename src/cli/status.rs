@@ -23,6 +23,8 @@ struct Shown {
     store: Store,
     upload: Upload,
     free_bytes: u64,
+    cache_bytes: u64,
+    losses: Vec<String>,
     recovery: Recovery,
     failure: Option<String>,
     daemon: Option<Daemon>,
@@ -94,6 +96,9 @@ impl Shown {
             ),
         );
         line("packs", self.packs());
+        for loss in &self.losses {
+            line("LOST", loss.clone());
+        }
         line("free space", size(self.free_bytes));
         line("fsync means", fsync_means(&self.ack));
         if let Some(recovery) = self.recovery.text() {
@@ -166,7 +171,11 @@ impl Shown {
 
     fn packs(&self) -> String {
         let packs = &self.packs;
-        let all = format!("{}, {}", count(packs.count, "pack"), size(packs.bytes));
+        let mut all = format!("{}, {}", count(packs.count, "pack"), size(packs.bytes));
+        if self.cache_bytes < packs.bytes {
+            // Writing to a string does not fail.
+            let _ = write!(all, ", {} of it here", size(self.cache_bytes));
+        }
         if packs.unsent_count == 0 || self.store == Store::Local {
             return all;
         }
@@ -216,6 +225,7 @@ mod tests {
             "epoch_local": 7, "epoch_archived": epoch_archived, "recovery_point_secs": point,
             "packs": { "count": 3, "bytes": 4096, "unsent_count": 1, "unsent_bytes": unsent },
             "store": store, "upload": upload, "direct_io": true, "free_bytes": 1 << 30,
+            "cache_bytes": 4096, "losses": [],
             "recovery": { "frames": 0, "packs_sealed": 0, "index_note": null, "took_ms": 1 },
             "failure": null,
         });

@@ -40,7 +40,7 @@ impl FailureKind {
 pub struct Failure {
     /// Which kind.
     pub kind: FailureKind,
-    /// For the operator.
+    /// For the operator; empty if the result that was printed tells it.
     pub text: String,
 }
 
@@ -51,6 +51,11 @@ impl Failure {
             kind,
             text: text.into(),
         }
+    }
+
+    /// A failure that the printed result tells: only the exit code is left to say.
+    pub fn told(kind: FailureKind) -> Failure {
+        Failure::new(kind, String::new())
     }
 
     /// It could not be done.

@@ -15,10 +15,14 @@ use vfs::{
 };
 
 use crate::error::Result;
+use crate::format::pack::BLOCK_LEN;
 use crate::format::record::{IDENTITY_NAME, Identity};
 use crate::volume::external::{ExternalVolume, open_external};
 use crate::volume::init::read_identity;
 use crate::volume::settings::{Settings, Store};
+
+/// Where the packs are.
+const PACKS_PREFIX: &str = "items/";
 
 /// Opens the newest epoch that is closed in the backup path `root`.
 pub fn open_moments(root: &Path) -> Result<ExternalVolume> {
@@ -62,6 +66,16 @@ fn sentinel(ours: Identity, store: String) -> Result<Sentinel> {
     Ok(Sentinel::new(ObjectKey::new(IDENTITY_NAME)?, check))
 }
 
+/// Whether a block of `bytes`, which begin at `offset` of a pack, is all zeros: an evicted pack keeps its
+/// header and index, and has holes for records.
+fn has_hole(offset: u64, bytes: &[u8]) -> bool {
+    let within = offset % u64::from(BLOCK_LEN);
+    let first_len = usize::try_from(u64::from(BLOCK_LEN) - within).unwrap_or(usize::MAX);
+    let (first, rest) = bytes.split_at(first_len.min(bytes.len()));
+    let is_zeros = |block: &[u8]| !block.is_empty() && block.iter().all(|byte| *byte == 0);
+    is_zeros(first) || rest.chunks(BLOCK_LEN as usize).any(is_zeros)
+}
+
 /// What is here, and of what is not, what is away. Nothing is ever written through it.
 #[derive(Debug)]
 struct LocalFirst {
@@ -85,9 +99,15 @@ impl fmt::Display for LocalFirst {
 
 impl Volume for LocalFirst {
     fn get(&self, key: &ObjectKey, range: Range<u64>) -> vfs::Result<Bytes> {
-        match (self.local.get(key, range.clone()), &self.away) {
-            (Err(error), Some(away)) if error.is_not_found() => away.get(key, range),
-            (outcome, _) => outcome,
+        let here = self.local.get(key, range.clone());
+        let is_absent = match &here {
+            Ok(bytes) => key.as_str().starts_with(PACKS_PREFIX) && has_hole(range.start, bytes),
+            Err(error) => error.is_not_found(),
+        };
+        match &self.away {
+            // Zeros may be what was stored: then they are there as well, and without it they are all we have.
+            Some(away) if is_absent => away.get(key, range).or(here),
+            _ => here,
         }
     }
 
@@ -140,6 +160,17 @@ impl Volume for LocalFirst {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_hole_is_seen_wherever_it_lies() {
+        let block = BLOCK_LEN as usize;
+        let mut bytes = vec![1_u8; 3 * block];
+        assert!(!has_hole(0, &bytes) && !has_hole(100, &bytes) && !has_hole(0, &[]));
+        bytes[block..2 * block].fill(0);
+        assert!(has_hole(0, &bytes));
+        assert!(!has_hole(1, &bytes), "zeros, and no block of them");
+        assert!(has_hole(block as u64 * 2 - 7, &[0, 0, 0, 0, 0, 0, 0, 1]));
+    }
 
     #[test]
     fn what_was_evicted_is_read_from_away_and_nothing_is_written() {

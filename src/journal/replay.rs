@@ -36,6 +36,8 @@ pub struct Replay {
     pub frames: u64,
     /// Bytes of torn frames at the end, for the log.
     pub torn_bytes: u64,
+    /// The last file, if it was only just made: without a header, and so without a frame.
+    pub unbegun: Option<PathBuf>,
 }
 
 /// The journal's files in order of their epochs.
@@ -64,6 +66,15 @@ pub(super) fn sync_dir(dir: &Path) -> Result<()> {
 /// Whether the journal in `dir` has a file of `epoch`.
 pub fn has_epoch(dir: &Path, epoch: Epoch) -> Result<bool> {
     Ok(files(dir)?.iter().any(|(_, of)| *of == epoch))
+}
+
+/// Removes a file that holds nothing. Once another one follows it, it would be taken for a damaged one.
+pub fn remove_unbegun(replay: &Replay) -> Result<()> {
+    let Some(path) = &replay.unbegun else {
+        return Ok(());
+    };
+    std::fs::remove_file(path).map_err(Error::io("remove", path))?;
+    path.parent().map_or(Ok(()), sync_dir)
 }
 
 /// Reads every frame of the journal in `dir` that is newer than `through`, the last epoch that the
@@ -135,7 +146,10 @@ fn replay_file(path: &Path, place: Place, volume: [u8; 16], replay: &mut Replay)
         // Its first block is synced before its first frame is written: without a header, no frame.
         let frame = next_whole_frame(&file, path, BLOCK_LEN as u64, len)?;
         return match frame {
-            None if is_last => Ok(()),
+            None if is_last => {
+                replay.unbegun = Some(path.to_owned());
+                Ok(())
+            }
             _ => Err(damaged(
                 &object,
                 0,

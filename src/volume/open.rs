@@ -95,6 +95,7 @@ impl Volume {
             index = None;
             replay = replay::replay(&journal_dir, uuid.0, record_epoch, covered)?;
         }
+        replay::remove_unbegun(&replay)?;
         let last_lsn = replay
             .last_lsn
             .max(record.map_or(Lsn(0), |record| record.last_lsn()));
