@@ -4,12 +4,16 @@ use std::fmt::Write as _;
 
 use serde::Serialize;
 use serde_json::{Value, json};
+use vfs::DirVolume;
 
 use crate::cli::args::Check;
 use crate::cli::output::{clean, size};
+use crate::cli::progress::Reporter;
 use crate::cli::{Context, Outcome};
 use crate::daemon::{Failure, FailureKind, Progress};
 use crate::maintain::{self, CheckOptions, CheckReport, FixReport};
+use crate::volume::init::read_identity;
+use crate::volume::settings::{Settings, Store};
 
 pub(super) fn run(context: &mut Context, check: &Check) -> Outcome {
     let root = context.root()?;
@@ -18,37 +22,81 @@ pub(super) fn run(context: &mut Context, check: &Check) -> Outcome {
         let text = "The index is gone; the next mount fills it anew, and serves meanwhile.";
         context.out.done(&json!({ "rebuilt": true }), text)?;
     }
-    let reporter = &mut context.reporter;
-    let mut progress = |step: &str, done_bytes| {
-        reporter.show(&Progress {
-            step: step.to_owned(),
-            done_bytes,
-            total_bytes: None,
-            note: None,
-        });
+    if check.fix {
+        return fix(context, &root, check);
+    }
+    let away = if check.external { away(&root)? } else { None };
+    let options = CheckOptions {
+        read_data: check.read_data,
+        external: check.external && away.is_none(),
     };
-    let (document, text, problems) = if check.fix {
-        let fixed = maintain::fix(&root, check.read_data, &*context.clock, &mut progress)?;
-        (
-            to_document(&fixed)?,
-            told_of_fix(&fixed),
-            fixed.after.problems.len(),
-        )
-    } else {
-        let options = CheckOptions {
-            read_data: check.read_data,
-            external: check.external,
-        };
-        let report = maintain::check(&root, options, &mut progress)?;
-        (to_document(&report)?, told(&report), report.problems.len())
-    };
+    let report = maintain::check(&root, options, &mut |step, done_bytes| {
+        show(&mut context.reporter, step, done_bytes);
+    })?;
     context.reporter.clear();
-    context.out.result(&document, &text)?;
-    if problems == 0 {
-        return Ok(());
+    let mut document = to_document(&report)?;
+    if let (Some(away), Some(document)) = (&away, document.as_object_mut()) {
+        document.insert("unreachable".into(), json!(away.text));
+    }
+    context.out.result(&document, &told(&report))?;
+    if let Some(away) = &away {
+        context
+            .out
+            .note(&format!("{}; what is here was checked", away.text));
+    }
+    match away {
+        _ if !report.problems.is_empty() => Err(Failure::told(FailureKind::Problems)),
+        Some(away) => Err(Failure::told(away.kind)),
+        None => Ok(()),
     }
     let text = format!("{problems} problems were found");
     Err(Failure::new(FailureKind::Problems, text))
+}
+
+fn fix(context: &mut Context, root: &Path, check: &Check) -> Outcome {
+    let fixed = maintain::fix(
+        root,
+        check.read_data,
+        &*context.clock,
+        &mut |step, done_bytes| {
+            show(&mut context.reporter, step, done_bytes);
+        },
+    )?;
+    context.reporter.clear();
+    context
+        .out
+        .result(&to_document(&fixed)?, &told_of_fix(&fixed))?;
+    if fixed.after.problems.is_empty() {
+        Ok(())
+    } else {
+        Err(Failure::told(FailureKind::Problems))
+    }
+}
+
+fn show(reporter: &mut Reporter, step: &str, done_bytes: u64) {
+    reporter.show(&Progress {
+        step: step.to_owned(),
+        done_bytes,
+        total_bytes: None,
+        note: None,
+    });
+}
+
+/// Why the external volume cannot be looked at, if it cannot: then what is here is checked all the same.
+fn away(root: &Path) -> Result<Option<Failure>, Failure> {
+    read_identity(root)?;
+    let Ok(Settings {
+        store: Store::Dir { path, .. },
+        ..
+    }) = Settings::read(root)
+    else {
+        // None, or settings that the check will find damaged.
+        return Ok(None);
+    };
+    Ok(match DirVolume::open(&path) {
+        Err(error) if error.is_unreachable() || error.is_transient() => Some(Failure::from(error)),
+        _ => None,
+    })
 }
 
 fn to_document(report: &impl Serialize) -> Result<Value, Failure> {

@@ -239,7 +239,7 @@ pub fn damage(path: &Path, damage: Damage) {
     match damage {
         Damage::Flip(at) => {
             let mut bytes = fs::read(path).unwrap();
-            bytes[at as usize] ^= 0x04;
+            bytes[usize::try_from(at).unwrap()] ^= 0x04;
             fs::write(path, bytes).unwrap();
         }
         Damage::Half => {

@@ -95,7 +95,7 @@ impl Fix<'_> {
             );
             let (bytes, how) = match (away, session) {
                 (Some(bytes), _) => (bytes, how),
-                (None, Some((epoch, session))) => match self.of_segments(epoch, session)? {
+                (None, Some((epoch, session))) => match self.record_of_segments(epoch, session)? {
                     Some(bytes) => (bytes, "written anew from its segments"),
                     None => continue,
                 },
@@ -159,7 +159,7 @@ impl Fix<'_> {
             let name = EpochRecord::name(trace.last, trace.session);
             match self.external_record(&name) {
                 Some(bytes) => (name, bytes, "taken from the external volume"),
-                None => match self.of_segments(trace.last, trace.session)? {
+                None => match self.record_of_segments(trace.last, trace.session)? {
                     Some(bytes) => (name, bytes, "written anew from its segments"),
                     None => return Ok(()),
                 },
@@ -192,7 +192,7 @@ impl Fix<'_> {
     }
 
     /// The record of `epoch`, from segments that together have every epoch up to it.
-    fn of_segments(&self, epoch: Epoch, session: SessionId) -> Result<Option<Vec<u8>>> {
+    fn record_of_segments(&self, epoch: Epoch, session: SessionId) -> Result<Option<Vec<u8>>> {
         let mut names = Vec::new();
         let dir = self.root.join(SEGMENTS_DIR);
         for entry in fs::read_dir(&dir).map_err(Error::io("list", &dir))? {
