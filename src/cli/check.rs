@@ -1,6 +1,7 @@
 //! `tidefs check`
 
 use std::fmt::Write as _;
+use std::path::Path;
 
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -20,7 +21,10 @@ pub(super) fn run(context: &mut Context, check: &Check) -> Outcome {
     if check.rebuild_index {
         maintain::rebuild_index(&root)?;
         let text = "The index is gone; the next mount fills it anew, and serves meanwhile.";
-        context.out.done(&json!({ "rebuilt": true }), text)?;
+        // With --json the report of the check that follows is the one document.
+        if !context.out.is_json() {
+            context.out.done(&json!({ "rebuilt": true }), text)?;
+        }
     }
     if check.fix {
         return fix(context, &root, check);
@@ -49,8 +53,6 @@ pub(super) fn run(context: &mut Context, check: &Check) -> Outcome {
         Some(away) => Err(Failure::told(away.kind)),
         None => Ok(()),
     }
-    let text = format!("{problems} problems were found");
-    Err(Failure::new(FailureKind::Problems, text))
 }
 
 fn fix(context: &mut Context, root: &Path, check: &Check) -> Outcome {
@@ -152,4 +154,37 @@ fn told(report: &CheckReport) -> String {
         size(report.bytes)
     );
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::maintain::Problem;
+
+    #[test]
+    fn a_problem_is_shown_with_its_place_and_what_to_do() {
+        let problem = Problem {
+            object: "items/ab/x\u{1b}.pack".into(),
+            offset: Some(7),
+            reason: "a blob is damaged".into(),
+            advice: "copy it back".into(),
+        };
+        let report = CheckReport {
+            problems: vec![problem],
+            objects: 3,
+            bytes: 2048,
+            inodes: 1,
+        };
+        let shown = told(&report);
+        for part in [
+            "at byte 7: a blob",
+            "copy it back",
+            "1 problem found",
+            "2.0 KiB of packs",
+        ] {
+            assert!(shown.contains(part), "{part}: {shown}");
+        }
+        assert!(!shown.contains('\u{1b}'), "{shown}");
+        assert!(told(&CheckReport::default()).contains("No problems found"));
+    }
 }
