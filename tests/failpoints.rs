@@ -301,7 +301,7 @@ fn a_journal_file_that_was_only_just_made_is_no_damage_two_crashes_later() {
     let next = volume.status().epoch_local.0 + 1;
     close(volume);
     let unbegun = format!("journal/{next:016x}-0000000000000000.log");
-    fs::write(place.path().join(unbegun), [0; 65_536]).unwrap();
+    fs::write(place.path().join(unbegun), vec![0; 65_536]).unwrap();
 
     let volume = place.open();
     common::put(&*volume, Ino::ROOT, "second", b"2");
