@@ -163,6 +163,10 @@ impl Files {
             .checked_add(bytes.len() as u64)
             .filter(|end| i64::try_from(*end).is_ok())
             .ok_or(Errno::EFBIG)?;
+        // As in POSIX, nothing happens, and there is no run of no bytes.
+        if bytes.is_empty() {
+            return Ok(());
+        }
         while !self.ingest.budget.try_take(bytes.len()) {
             on_pressure();
             self.ingest.budget.wait();
