@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 /// Holds a backup path until it is dropped, or its process dies.
 #[derive(Debug)]
 pub struct PathLock {
-    _file: File,
+    file: File,
 }
 
 impl PathLock {
@@ -44,6 +44,14 @@ impl PathLock {
         file.set_len(0).map_err(Error::io("truncate", &path))?;
         file.rewind().map_err(Error::io("seek", &path))?;
         writeln!(file, "{}", std::process::id()).map_err(Error::io("write", &path))?;
-        Ok(PathLock { _file: file })
+        Ok(PathLock { file })
+    }
+}
+
+impl Drop for PathLock {
+    fn drop(&mut self) {
+        // Closing the file is not enough: a process that another thread is just starting has it open too,
+        // until its program begins. If this fails, that closing is what is left.
+        let _ = self.file.unlock();
     }
 }
