@@ -10,6 +10,7 @@ use serde_json::Value;
 use crate::clock::Clock;
 use crate::daemon::client::Client;
 use crate::daemon::failure::{Failure, FailureKind};
+use crate::daemon::mounts;
 use crate::daemon::protocol::{Progress, Request};
 use crate::error::Error;
 use crate::volume::Volume;
@@ -66,6 +67,13 @@ pub fn open_to_serve(
         match Client::connect(root)? {
             Some(client) => match phase(client)? {
                 Phase::Closing => follow(root, progress)?,
+                // Taken away from outside a moment ago: its daemon is about to notice, and to close.
+                Phase::Other(Some(mountpoint))
+                    if started.elapsed() < PATIENCE
+                        && mounts::ours_at(Path::new(&mountpoint))?.is_none() =>
+                {
+                    thread::sleep(STEP);
+                }
                 Phase::Other(mountpoint) => return Err(served(&locked, mountpoint.as_deref())),
             },
             None if started.elapsed() < PATIENCE => thread::sleep(STEP),
