@@ -162,26 +162,26 @@ type Damage = (&'static str, bool, fn(&Path, &Big));
 /// What is done to the index, and whether it is then gone for certain, so that a refill is sure to follow.
 const DAMAGES: [Damage; 12] = [
     ("everything deleted", true, |path, _| {
-        fs::remove_dir_all(path.join("index")).unwrap()
+        fs::remove_dir_all(path.join("index")).unwrap();
     }),
     ("the index deleted", true, |path, _| {
-        fs::remove_dir_all(index_of(path)).unwrap()
+        fs::remove_dir_all(index_of(path)).unwrap();
     }),
     ("its checkpoint deleted", true, |path, _| {
-        fs::remove_file(checkpoint_of(path)).unwrap()
+        fs::remove_file(checkpoint_of(path)).unwrap();
     }),
     ("its checkpoint cut", true, |path, _| {
-        truncate(&checkpoint_of(path), 40)
+        truncate(&checkpoint_of(path), 40);
     }),
     ("its checkpoint flipped", true, |path, _| {
-        flip(&checkpoint_of(path), 30)
+        flip(&checkpoint_of(path), 30);
     }),
     ("its store cut in half", false, |path, _| {
         let file = largest_file(&index_of(path));
         truncate(&file, file.metadata().unwrap().len() / 2);
     }),
     ("its store emptied", true, |path, _| {
-        truncate(&largest_file(&index_of(path)), 0)
+        truncate(&largest_file(&index_of(path)), 0);
     }),
     ("bytes flipped all over its store", false, |path, _| {
         let file = largest_file(&index_of(path));

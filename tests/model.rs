@@ -80,8 +80,7 @@ fn run_seed(seed: u64, totals: &Mutex<Counts>) -> Result<(), String> {
     });
     outcome.map_err(|error| match error {
         TestError::Fail(reason, ops) => {
-            let ops: String = ops.iter().map(|op| format!("\n  {op:?}")).collect();
-            format!("TIDEFS_MODEL_SEED={seed}: {reason}\nafter:{ops}")
+            format!("TIDEFS_MODEL_SEED={seed}: {reason}\nafter: {ops:#?}")
         }
         TestError::Abort(reason) => format!("TIDEFS_MODEL_SEED={seed}: {reason}"),
     })

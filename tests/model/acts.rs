@@ -330,7 +330,7 @@ impl World {
     }
 
     pub fn handle(&self, n: u8) -> Option<NodeId> {
-        self.pick(&self.handles, n)
+        World::pick(&self.handles, n)
     }
 
     pub fn handle_write(&mut self, handle: u8, offset: u32, len: u32, fill: Fill) -> Verdict {
@@ -341,7 +341,7 @@ impl World {
         let ino = self.state.node(id).ino;
         common::wait(|answer| {
             self.volume()
-                .write(ino, u64::from(offset), &bytes, false, answer)
+                .write(ino, u64::from(offset), &bytes, false, answer);
         })
         .map_err(failed("write through a handle"))?;
         self.state.keep_version(id);

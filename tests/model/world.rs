@@ -147,7 +147,7 @@ impl World {
 
     // Choosing targets.
 
-    pub fn pick(&self, among: &[NodeId], n: u8) -> Option<NodeId> {
+    pub fn pick(among: &[NodeId], n: u8) -> Option<NodeId> {
         (!among.is_empty()).then(|| among[usize::from(n) % among.len()])
     }
 
@@ -155,23 +155,23 @@ impl World {
         let named = self
             .state
             .of_kind(|node| node.kind == FileKind::Dir || node.names > 0);
-        self.pick(&named, n).unwrap()
+        World::pick(&named, n).unwrap()
     }
 
     pub fn file(&self, n: u8) -> Option<NodeId> {
         let files = self
             .state
             .of_kind(|node| node.kind == FileKind::File && node.names > 0);
-        self.pick(&files, n)
+        World::pick(&files, n)
     }
 
     /// A parent, seldom one that is no directory, and a name, mostly one that may be there.
     pub fn name(&self, at: Name) -> (NodeId, Vec<u8>) {
         let others = self.state.of_kind(|node| node.kind != FileKind::Dir);
         let dirs = self.state.of_kind(|node| node.kind == FileKind::Dir);
-        let dir = match self.pick(&others, at.dir) {
+        let dir = match World::pick(&others, at.dir) {
             Some(other) if at.dir > 250 => other,
-            _ => self.pick(&dirs, at.dir).unwrap(),
+            _ => World::pick(&dirs, at.dir).unwrap(),
         };
         let name = match at.name % 40 {
             36 => vec![b'x'; 255],
