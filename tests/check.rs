@@ -470,3 +470,52 @@ fn an_extent_whose_record_is_another_is_found() {
         &["no inode"],
     );
 }
+
+/// How long a check of a million files takes, and how much memory: `cargo test --test check -- --ignored --nocapture`.
+#[test]
+#[ignore = "a measurement"]
+fn measure_a_million_files() {
+    let small = small();
+    let root = small.place.path();
+    let (dir, file) = (small.inode(small.dir), small.inode(small.file));
+    let account = small.dir.account();
+    let mut changes = small.with(small.dir, |_| {});
+    let mut last = small.dir;
+    for n in 1000..1_001_000 {
+        let ino = Ino::new(account, n);
+        let (kind, inode, parent) = if n % 100 == 0 {
+            last = ino;
+            let inode = Inode {
+                parent: Some(small.dir),
+                ..dir.clone()
+            };
+            (FileKind::Dir, inode, small.dir)
+        } else {
+            (FileKind::File, file.clone(), last)
+        };
+        let target = EntryTarget { ino, kind };
+        let name = format!("name-{n}");
+        let entry = inode::encode_entry(target);
+        changes.insert(keys::dir_entry(parent, name.as_bytes()), Some(entry.into()));
+        changes.insert(keys::inode(ino), Some(inode.encode().into()));
+    }
+    let nlink = dir.nlink + 10_000;
+    changes.extend(small.with(small.dir, |dir| dir.nlink = nlink));
+    drop(spoil(&root, changes));
+    let before = fs::read_to_string("/proc/self/status").unwrap();
+    let started = std::time::Instant::now();
+    let report = check(&root);
+    let took = started.elapsed();
+    let after = fs::read_to_string("/proc/self/status").unwrap();
+    let rss = |status: &str| {
+        let line = status.lines().find(|line| line.starts_with("VmRSS"));
+        line.unwrap().to_owned()
+    };
+    println!(
+        "{} inodes in {took:?}; {} -> {}",
+        report.inodes,
+        rss(&before),
+        rss(&after)
+    );
+    assert!(report.problems.len() < 3, "{:?}", report.problems);
+}
