@@ -16,7 +16,7 @@ use crate::daemon::moment::open_moments;
 use crate::daemon::opening::open_to_serve;
 use crate::daemon::protocol::Answer;
 use crate::daemon::serve::{Serving, clear_dead_mount, serve_view};
-use crate::daemon::{Failure, background, log, signals};
+use crate::daemon::{Failure, arenas, background, log, signals};
 use crate::fuse::{self, MountOptions, OptionList};
 use crate::volume::external::{ExternalVolume, open_external};
 use crate::volume::init::read_identity;
@@ -143,7 +143,11 @@ impl Plan {
     /// Mounts, from the background unless told otherwise.
     pub(super) fn run(&self, context: &mut Context) -> Outcome {
         if let Some(log) = &self.background_log {
+            arenas::limit()?;
             return self.serve_in_background(context, log);
+        }
+        if self.foreground {
+            arenas::limit()?;
         }
         self.check(context)?;
         if self.foreground {
