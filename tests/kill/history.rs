@@ -207,7 +207,7 @@ fn explain(path: &str, versions: &[Version], found: Option<&Found>, floor: Momen
     let verdict = if is_known {
         "which is older than what was acknowledged"
     } else {
-        "which nobody ever made so"
+        "which nobody ever made it so"
     };
     let told: Vec<String> = versions
         .iter()
@@ -270,7 +270,7 @@ fn options(versions: &[Version], found: Option<&Found>, floor: Moment) -> Vec<Pl
                 partial,
             };
             // Nothing arrived of a write: that is the version before it.
-            if !place.partial.as_ref().is_some_and(is_unbegun) {
+            if place.until > floor && !place.partial.as_ref().is_some_and(is_unbegun) {
                 options.push(place);
             }
         }

@@ -3,9 +3,10 @@
 
 use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::mount::{MntFlags, umount2};
@@ -109,6 +110,17 @@ impl Served {
             .stdout(Stdio::piped())
             .spawn();
         self.child = Some(child.unwrap());
+    }
+
+    /// How long the disk below the backup path takes for an fsync now: others may keep it busy.
+    pub fn fsync_time(&self) -> Duration {
+        let began = Instant::now();
+        let path = self.path("probe");
+        let file = File::create(&path).unwrap();
+        (&file).write_all(b"probe").unwrap();
+        file.sync_all().unwrap();
+        fs::remove_file(path).unwrap();
+        began.elapsed()
     }
 
     /// Mounts, and returns what `status` says then.

@@ -44,7 +44,7 @@ impl Dice {
 
 /// Logs begin anew beyond this many appends.
 const APPENDS_MAX: usize = 24;
-const PAUSE_US: u64 = 6000;
+const PAUSE_US: u64 = 10_000;
 const SLOTS: usize = 4;
 const LOGS: usize = 2;
 
