@@ -172,7 +172,7 @@ impl Trial {
                 let newest = paths.get(path).and_then(|versions| versions.last());
                 read_all
                     || newest.is_none_or(|version| version.begin > since)
-                    || Dice::new(drawn ^ crc32c::crc32c(path.as_bytes()) as u64)
+                    || Dice::new(drawn ^ u64::from(crc32c::crc32c(path.as_bytes())))
                         .roll()
                         .is_multiple_of(share)
             })

@@ -205,9 +205,9 @@ fn explain(path: &str, versions: &[Version], found: Option<&Found>, floor: Momen
     };
     let is_known = !options(versions, found, 0).is_empty();
     let verdict = if is_known {
-        "which is older than what was acknowledged"
+        "older than what was acknowledged"
     } else {
-        "which nobody ever made it so"
+        "as nobody ever made it"
     };
     let told: Vec<String> = versions
         .iter()

@@ -199,7 +199,7 @@ fn packs(root: &Path) -> BTreeSet<String> {
     let files = shards.flat_map(|shard| fs::read_dir(shard.unwrap().path()).unwrap());
     files
         .map(|file| file.unwrap().file_name().into_string().unwrap())
-        .filter(|name| name.ends_with(".pack"))
+        .filter(|name| Path::new(name).extension().is_some_and(|end| end == "pack"))
         .collect()
 }
 

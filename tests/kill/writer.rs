@@ -65,6 +65,8 @@ pub struct Writer<'a> {
     sub: String,
     count: usize,
     never_syncs: bool,
+    /// A file that was renamed while it was open, and still is.
+    held: Option<(File, String)>,
     pub noted: Paths,
     /// The newest fsync that was answered, by the moment it was asked: all that was done before is there.
     pub floor: Moment,
@@ -88,6 +90,7 @@ impl<'a> Writer<'a> {
             sub: format!("{name}/r{round:03}"),
             count: 0,
             never_syncs,
+            held: None,
             noted: Paths::new(),
             floor: 0,
             done: Done::default(),
@@ -372,9 +375,12 @@ impl<'a> Writer<'a> {
             self.close(file, &temporary)?;
             return self.rename(&temporary, &path, node);
         }
-        // Renamed while it is open: the rename stores its bytes first.
+        // Renamed while it is open, and open for a while longer: the rename itself stores its bytes.
         self.rename(&temporary, &path, node)?;
-        self.close(file, &temporary)
+        match self.held.replace((file, temporary)) {
+            Some((file, before)) => self.close(file, &before),
+            None => Ok(()),
+        }
     }
 
     fn change_names(&mut self) -> io::Result<()> {
@@ -434,7 +440,7 @@ impl<'a> Writer<'a> {
         let path = self.fresh("loose");
         let file = self.create(&path, 0)?;
         let mut offset = 0;
-        for _ in 0..1 + self.dice.below(6) {
+        for _ in 0..=self.dice.below(6) {
             let patch = self.patch(offset);
             offset += patch.len;
             self.write(&file, &path, patch)?;
