@@ -34,6 +34,10 @@ pub fn perform(
             };
             store_set(volume, path.as_deref(), look)
         }
+        Request::Limits { change: None } => value(&volume.limits()),
+        Request::Limits {
+            change: Some(change),
+        } => value(&volume.change_limits(change)?),
         Request::Umount { .. } | Request::Stop { .. } | Request::Follow => Err(Failure::failed(
             format!("{} is not served by a daemon", volume.root().display()),
         )),
