@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
+use crate::volume::limits::LimitSettings;
 
 /// Name of the settings in a backup path.
 pub const NAME: &str = "settings.json";
@@ -44,6 +45,8 @@ pub struct Settings {
     pub evict_after_secs: u64,
     /// New data is refused when the backup path's file system has less than this free.
     pub reserve_bytes: u64,
+    /// How much of the line to the external volume is used.
+    pub limits: LimitSettings,
 }
 
 impl Default for Settings {
@@ -55,6 +58,7 @@ impl Default for Settings {
             cache_bytes: 64 << 30,
             evict_after_secs: 24 * 3600,
             reserve_bytes: 256 << 20,
+            limits: LimitSettings::default(),
         }
     }
 }
