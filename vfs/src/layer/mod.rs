@@ -2,5 +2,7 @@
 //!
 //! A forwarding implementation spells out every method, so that one added to the trait cannot slip past a layer.
 
+mod backoff;
+pub mod breaker;
 pub mod faulty;
 pub mod retry;
