@@ -42,7 +42,7 @@ pub use error::{Error, ErrorCase, ErrorClass, Result};
 pub use identity::Sentinel;
 pub use isolate::IsolatedDir;
 pub use key::ObjectKey;
-pub use layer::breaker::{Breaker, BreakerPolicy, Circuit};
+pub use layer::breaker::{Breaker, BreakerPolicy, Circuit, Guarded};
 pub use layer::faulty::{Fault, FaultControls, Faulty, Op};
 pub use layer::retry::{Retry, RetryPolicy, StopSignal};
 pub use memory::MemoryVolume;

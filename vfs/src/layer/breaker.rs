@@ -32,6 +32,8 @@ pub struct BreakerPolicy {
     pub failures_max: u32,
     /// Calls wait and nothing was heard for so long: the volume is asked whether it is there at all.
     pub quiet_max: Duration,
+    /// The same, and it is taken for down.
+    pub silence_max: Duration,
     /// Pause before the first look for it; doubles with each further one.
     pub probe_first: Duration,
     /// Longest pause.
@@ -41,11 +43,13 @@ pub struct BreakerPolicy {
 }
 
 impl Default for BreakerPolicy {
-    /// Three: one answer may be an accident. Ten seconds: longer than a busy server takes for a small thing.
+    /// Three: one answer may be an accident. Ten seconds: longer than a busy server takes for a small thing. Thirty:
+    /// servers restart in less.
     fn default() -> BreakerPolicy {
         BreakerPolicy {
             failures_max: 3,
             quiet_max: Duration::from_secs(10),
+            silence_max: Duration::from_secs(30),
             probe_first: Duration::from_millis(500),
             probe_max: Duration::from_secs(30),
             jitter_seed: u64::from(std::process::id()),
@@ -83,6 +87,25 @@ impl Circuit {
 
 type Listener = Arc<dyn Fn() + Send + Sync>;
 
+/// A volume with whatever layers it has, and the breaker among them.
+#[derive(Clone, Debug)]
+pub struct Guarded {
+    /// The outermost layer.
+    pub volume: Arc<dyn Volume>,
+    /// Says whether it answers, and lets go of those who wait for it.
+    pub breaker: Arc<Breaker>,
+}
+
+impl Guarded {
+    /// With the breaker as the outermost layer.
+    pub fn new(breaker: Arc<Breaker>) -> Guarded {
+        Guarded {
+            volume: Arc::clone(&breaker) as Arc<dyn Volume>,
+            breaker,
+        }
+    }
+}
+
 /// A volume that is not asked while it does not answer. Dropping it lets go of everybody who waits.
 #[derive(Debug)]
 pub struct Breaker {
@@ -113,6 +136,8 @@ struct State {
     probes: u32,
     probe_at: Instant,
     poked: bool,
+    /// A sign of life is being asked for.
+    asking: bool,
     /// A look of ours was told that the volume was mounted anew: that is for whoever looks next.
     remounted: bool,
     stopped: bool,
@@ -133,6 +158,8 @@ enum Task {
     Probe,
     /// Ask one that is silent whether it is there.
     Ask,
+    /// Nothing was heard for too long.
+    GiveUp,
 }
 
 impl Breaker {
@@ -159,6 +186,7 @@ impl Breaker {
                 probes: 0,
                 probe_at: now,
                 poked: false,
+                asking: false,
                 remounted: false,
                 stopped: false,
             }),
@@ -206,16 +234,7 @@ impl Breaker {
 
     /// Opens the circuit: whoever waited for the volume knows that it does not answer.
     pub fn trip(&self, reason: &str) {
-        let error = Error::new(
-            ErrorClass::Unreachable,
-            "use",
-            &self.shared.name,
-            "",
-            reason,
-        )
-        .with_case(ErrorCase::TimedOut);
-        let openings = self.shared.state().openings;
-        self.shared.hear(Some(&error), openings);
+        self.shared.give_up(reason);
     }
 
     /// For how long calls have been waiting without a sign of life; `None` while none waits.
@@ -230,22 +249,11 @@ impl Breaker {
             return false;
         }
         let (sender, answered) = mpsc::sync_channel(1);
-        let shared = Arc::clone(&self.shared);
-        let openings = shared.state().openings;
-        let asked = thread::Builder::new()
-            .name("store-ask".into())
-            .spawn(move || {
-                let outcome = shared.ask();
-                let is_there = outcome.as_ref().err().is_none_or(|e| !e.is_unreachable());
-                shared.hear(outcome.as_ref().err(), openings);
-                // Nobody waits for it any more.
-                let _ = sender.send(is_there);
-            });
-        let is_there = match asked {
-            Ok(_) => answered.recv_timeout(patience).unwrap_or(false),
-            // That says nothing about the volume.
-            Err(_) => return true,
-        };
+        self.shared.ask_aside(move |is_there| {
+            // Fails when nobody waits for it any more.
+            let _ = sender.send(is_there);
+        });
+        let is_there = answered.recv_timeout(patience).unwrap_or(false);
         if !is_there {
             self.trip(&format!("no sign of life within {} s", patience.as_secs()));
         }
@@ -315,9 +323,9 @@ impl Shared {
             let message = "it was not asked, because it is being closed";
             return Err(at.error(ErrorClass::Unreachable, message));
         }
-        if let Circuit::Down { since, reason } = &state.circuit {
-            let secs = since.elapsed().map_or(0, |elapsed| elapsed.as_secs());
-            let message = format!("away for {secs} s, and looked for: {reason}");
+        if let Circuit::Down { reason, .. } = &state.circuit {
+            // Without a time in it: what is said again is to be known as the same.
+            let message = format!("it does not answer, and is looked for: {reason}");
             return Err(at
                 .error(ErrorClass::Unreachable, message)
                 .with_case(state.case));
@@ -398,6 +406,31 @@ impl Shared {
         state.probe_at = Instant::now() + self.backoff.pause(1);
     }
 
+    fn give_up(&self, reason: &str) {
+        let error = Error::new(ErrorClass::Unreachable, "use", &self.name, "", reason)
+            .with_case(ErrorCase::TimedOut);
+        let openings = self.state().openings;
+        self.hear(Some(&error), openings);
+    }
+
+    /// Asks for a sign of life on a thread of its own, which tells whether there was one.
+    fn ask_aside(self: &Arc<Shared>, then: impl FnOnce(bool) + Send + 'static) {
+        let shared = Arc::clone(self);
+        let openings = shared.state().openings;
+        let body = move || {
+            let outcome = shared.ask();
+            shared.state().asking = false;
+            shared.hear(outcome.as_ref().err(), openings);
+            shared.changed.notify_all();
+            then(outcome.err().is_none_or(|error| !error.is_unreachable()));
+        };
+        let started = thread::Builder::new().name("store-ask".into()).spawn(body);
+        if let Err(error) = started {
+            // It stays marked as asked: the silence has its limit all the same.
+            tracing::warn!("no thread to ask {} for a sign of life: {error}", self.name);
+        }
+    }
+
     /// A sign of life, from a volume that is not asked for anything.
     fn ask(&self) -> Result<()> {
         match self.inner.space() {
@@ -407,15 +440,15 @@ impl Shared {
         }
     }
 
-    fn watch(&self) {
+    fn watch(self: &Arc<Shared>) {
         while let Some(task) = self.next_task() {
             match task {
-                Task::Ask => {
-                    let openings = self.state().openings;
-                    let outcome = self.ask();
-                    self.hear(outcome.as_ref().err(), openings);
-                }
                 Task::Probe => self.probe_again(),
+                Task::Ask => self.ask_aside(|_| {}),
+                Task::GiveUp => {
+                    let secs = self.policy.silence_max.as_secs();
+                    self.give_up(&format!("no sign of life for {secs} s"));
+                }
             }
         }
     }
@@ -434,11 +467,20 @@ impl Shared {
                 }
                 Some(state.probe_at)
             } else if state.in_flight > 0 {
-                let due = state.heard + self.policy.quiet_max;
-                if now >= due {
+                let silent = state.heard + self.policy.silence_max;
+                let quiet = state.heard + self.policy.quiet_max;
+                if now >= silent {
+                    return Some(Task::GiveUp);
+                }
+                if now >= quiet && !state.asking {
+                    state.asking = true;
                     return Some(Task::Ask);
                 }
-                Some(due)
+                Some(if state.asking {
+                    silent
+                } else {
+                    quiet.min(silent)
+                })
             } else {
                 None
             };
