@@ -35,6 +35,7 @@ use crate::clock::{Clock, SystemClock};
 use crate::daemon::opening::{Reach, reach};
 use crate::daemon::operations::perform;
 use crate::daemon::{Failure, FailureKind, Progress, Request, log, signals};
+use crate::volume::store::{WORKER_WORD, work_in_processes};
 
 use args::{Args, Command};
 use output::Output;
@@ -45,6 +46,11 @@ type Outcome = Result<(), Failure>;
 
 /// Runs the program as it was called.
 pub fn run(args: Vec<OsString>) -> ExitCode {
+    // Before anything else: a worker has nothing of ours.
+    if args.get(1).is_some_and(|word| word == WORKER_WORD) {
+        return vfs::isolate::run_worker();
+    }
+    work_in_processes();
     let is_mount8 = args
         .first()
         .is_some_and(|name| name.as_bytes().ends_with(b"mount.tidefs"));

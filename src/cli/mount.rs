@@ -18,9 +18,11 @@ use crate::daemon::protocol::Answer;
 use crate::daemon::serve::{Serving, clear_dead_mount, serve_view};
 use crate::daemon::{Failure, arenas, background, log, signals};
 use crate::fuse::{self, MountOptions, OptionList};
-use crate::volume::external::{ExternalVolume, open_external};
+use crate::volume::external::{ExternalVolume, open_guarded};
 use crate::volume::init::read_identity;
+use crate::volume::settings::REMOTE_TIMEOUT;
 use crate::volume::snapshots::SnapshotsTree;
+use crate::volume::store::open_spec;
 
 /// What is mounted, and how.
 #[derive(Debug)]
@@ -243,7 +245,7 @@ impl Plan {
                 self.serve_view(context, (&open_moments(root)?, &shown), Some(at), ready)
             }
             What::External(spec, at) => {
-                let external = open_external(vfs::open(spec)?)?;
+                let external = open_guarded(open_spec(spec, REMOTE_TIMEOUT)?)?;
                 self.serve_view(
                     context,
                     (&external, &spec.to_string()),

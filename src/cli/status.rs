@@ -26,6 +26,7 @@ struct Shown {
     upload: Upload,
     #[serde(default)]
     limits: Value,
+    circuit: Option<Circuit>,
     free_bytes: u64,
     cache_bytes: u64,
     losses: Vec<String>,
@@ -46,9 +47,17 @@ struct Packs {
 #[serde(tag = "state", rename_all = "lowercase")]
 enum Upload {
     Off,
+    Connecting,
     Up,
     Down { since: u64, reason: String },
     Refused { reason: String },
+}
+
+#[derive(Deserialize)]
+struct Circuit {
+    state: String,
+    reason: Option<String>,
+    hung_workers: u64,
 }
 
 #[derive(Deserialize)]
@@ -163,7 +172,8 @@ impl Shown {
         };
         match &self.upload {
             Upload::Off => format!("{place}, not in use"),
-            Upload::Up => format!("{place}, up"),
+            Upload::Connecting => format!("{place}, has not answered yet"),
+            Upload::Up => format!("{place}, {}", self.circuit()),
             Upload::Down { since, reason } => {
                 let secs = now - since.cast_signed();
                 format!(
@@ -174,6 +184,23 @@ impl Shown {
             }
             Upload::Refused { reason } => format!("{place}, REFUSED: {reason}"),
         }
+    }
+
+    /// How an external volume answers that is in use.
+    fn circuit(&self) -> String {
+        let Some(circuit) = &self.circuit else {
+            return "up".into();
+        };
+        let mut text = match (circuit.state.as_str(), &circuit.reason) {
+            ("up", _) | (_, None) => "up".to_owned(),
+            (state, Some(reason)) => format!("{state}: {reason}"),
+        };
+        if circuit.hung_workers > 0 {
+            let hung = count(circuit.hung_workers, "process");
+            // Writing to a string does not fail.
+            let _ = write!(text, "; {hung} of ours hang in it");
+        }
+        text
     }
 
     fn packs(&self) -> String {

@@ -17,7 +17,8 @@ use crate::daemon::{Failure, Request};
 use crate::types::SessionId;
 use crate::volume::init::{external_identity, read_identity};
 use crate::volume::place::{self, Look};
-use crate::volume::settings::{Settings, Store};
+use crate::volume::settings::{REMOTE_TIMEOUT, Settings, Store};
+use crate::volume::store::open_spec;
 
 /// What a test puts and reads back: long enough for a rate, short enough for a slow line.
 const TEST_LEN: usize = 4 << 20;
@@ -116,7 +117,7 @@ fn test(context: &mut Context, spec: Option<&str>, fstab: Option<&Path>) -> Outc
         Spec::Dir(path) => Some((path.as_path(), look_at(path, fstab)?)),
         _ => None,
     };
-    let volume = vfs::open(&spec)?;
+    let volume = open_spec(&spec, REMOTE_TIMEOUT)?.volume;
     let belongs = external_identity(&*volume)?;
     let speed = put_and_read_back(&*volume)?;
     // Last, for it takes the directory of both away.

@@ -29,7 +29,14 @@ use crate::volume::lock::PathLock;
 use crate::volume::open::whole;
 use crate::volume::settings::{Settings, Store};
 use crate::volume::space::SpaceWatch;
+use crate::volume::store::{self, CircuitStatus, ExternalStore};
 use crate::volume::view_tree::ViewTree;
+
+/// At the end, an external volume that was silent for this long is asked for a sign of life ..
+const QUIET_MAX: Duration = Duration::from_secs(1);
+/// .. and has this long to give it. What is not sent then is sent the next time, and whoever unmounts has an answer
+/// within seconds.
+const SIGN_OF_LIFE_PATIENCE: Duration = Duration::from_secs(2);
 
 /// What recovery found and did.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
@@ -61,6 +68,7 @@ pub struct Volume {
     pub(super) ledger: Arc<Ledger>,
     pub(super) uploader: Arc<Uploader>,
     pub(super) limits: vfs::LimitHandle,
+    pub(super) external: Mutex<Option<ExternalStore>>,
     pub(super) queue: Arc<CommitQueue>,
     pub(super) threads: Mutex<Vec<JoinHandle<()>>>,
     pub(super) stop_refill: Arc<std::sync::atomic::AtomicBool>,
@@ -123,6 +131,8 @@ pub struct Status {
     pub upload: UploadState,
     /// How much of the line to the external volume is used.
     pub limits: LimitStatus,
+    /// Whether the external volume answers; absent without one.
+    pub circuit: Option<CircuitStatus>,
     /// Whether packs are written past the page cache; absent before the first.
     pub direct_io: Option<bool>,
     /// Free bytes of the backup path's file system.
@@ -255,6 +265,7 @@ impl Volume {
             store: settings.store,
             upload: self.uploader.state(),
             limits: self.limits(),
+            circuit: self.external().as_ref().map(ExternalStore::circuit),
             direct_io: self.packs.direct_io(),
             free_bytes: crate::volume::live::free_bytes(&self.root).unwrap_or(0),
             cache_bytes: self.ledger.totals().local_bytes,
@@ -313,15 +324,16 @@ impl Volume {
         let store = match path {
             None => Store::Local,
             Some(path) => {
-                let path = std::fs::canonicalize(&path).map_err(Error::io("find", &path))?;
+                let remote_timeout = self.settings().remote_timeout();
+                let path = store::resolve(&path, remote_timeout)?;
                 if path.starts_with(&self.root) || self.root.starts_with(&path) {
                     let (path, root) = (path.display(), self.root.display());
                     return Err(Error::Refused(format!(
                         "{path} and the backup path {root} lie in each other: use another disk"
                     )));
                 }
-                let external = vfs::DirVolume::open(&path)?;
-                let store = init::attach(&external, &self.identity)?;
+                let external = store::open_spec(&vfs::Spec::Dir(path.clone()), remote_timeout)?;
+                let store = init::attach(&*external.volume, &self.identity)?;
                 Store::Dir { path, store }
             }
         };
@@ -366,7 +378,7 @@ impl Volume {
 
     fn drain(&self, deadline: Instant, progress: &mut dyn FnMut(&Status)) {
         self.uploader.wake();
-        while self.uploader.state() == UploadState::Up && Instant::now() < deadline {
+        while self.uploader.state().is_hopeful() && Instant::now() < deadline {
             let newest = self
                 .archive
                 .newest()
@@ -377,7 +389,24 @@ impl Volume {
             }
             progress(&self.status());
             self.uploader.wait_for_round(Duration::from_millis(500));
+            if let Some(external) = self.external()
+                && external
+                    .silence()
+                    .is_some_and(|silence| silence > QUIET_MAX)
+                && !external.answers_within(SIGN_OF_LIFE_PATIENCE)
+            {
+                return;
+            }
         }
+    }
+
+    fn external(&self) -> Option<ExternalStore> {
+        whole(&self.external).clone()
+    }
+
+    /// Waits until it is known whether the external volume is there, for at most `patience`.
+    pub fn await_store(&self, patience: Duration) {
+        self.uploader.wait_until_known(patience);
     }
 
     fn join(&self, name: &str) {
@@ -410,6 +439,10 @@ impl Drop for Volume {
             let _ = tasks.send(ArchiveTask::Stop);
         }
         self.join("archive");
+        // Nobody waits for an external volume that hangs: not the uploader, which is joined, and not a read.
+        if let Some(external) = self.external() {
+            external.stop();
+        }
     }
 }
 

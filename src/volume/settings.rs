@@ -3,6 +3,7 @@
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -11,6 +12,9 @@ use crate::volume::limits::LimitSettings;
 
 /// Name of the settings in a backup path.
 pub const NAME: &str = "settings.json";
+
+/// For how long the external volume may be silent, where nobody chose: servers restart in less.
+pub const REMOTE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Where packs and archived metadata go.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, Default)]
@@ -47,6 +51,9 @@ pub struct Settings {
     pub reserve_bytes: u64,
     /// How much of the line to the external volume is used.
     pub limits: LimitSettings,
+    /// The external volume is down when it gave no sign of life for this long; until then reads of what is only there
+    /// wait for it.
+    pub remote_timeout_secs: u64,
 }
 
 impl Default for Settings {
@@ -59,6 +66,7 @@ impl Default for Settings {
             evict_after_secs: 24 * 3600,
             reserve_bytes: 256 << 20,
             limits: LimitSettings::default(),
+            remote_timeout_secs: REMOTE_TIMEOUT.as_secs(),
         }
     }
 }
@@ -72,6 +80,11 @@ impl Settings {
             let object = path.display().to_string();
             Error::corrupt(object, 0, format!("not readable: {error}. Put it right, or write {{}} into it for the defaults and set the store again with: tidefs store set"))
         })
+    }
+
+    /// For how long the external volume may be silent.
+    pub fn remote_timeout(&self) -> Duration {
+        Duration::from_secs(self.remote_timeout_secs.max(1))
     }
 
     /// Rewrites them.

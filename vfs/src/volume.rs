@@ -160,7 +160,34 @@ impl<'a> From<&'a [u8]> for Body<'a> {
 }
 
 /// Bytes of a file body in memory at once.
-const CHUNK_LEN: usize = 1 << 20;
+pub(crate) const CHUNK_LEN: usize = 1 << 20;
+
+/// What a put sends: a [`Body`], or bytes that arrive while they are written and come only once.
+pub(crate) trait Outgoing {
+    /// How many bytes.
+    fn len(&self) -> u64;
+
+    /// Hands all bytes, in order, to `sink`; `place` names the put in an error.
+    fn send(
+        &self,
+        place: (&'static str, &str, &ObjectKey),
+        sink: &mut dyn FnMut(&[u8]) -> Result<()>,
+    ) -> Result<()>;
+}
+
+impl Outgoing for Body<'_> {
+    fn len(&self) -> u64 {
+        Body::len(self)
+    }
+
+    fn send(
+        &self,
+        place: (&'static str, &str, &ObjectKey),
+        sink: &mut dyn FnMut(&[u8]) -> Result<()>,
+    ) -> Result<()> {
+        self.for_each_chunk(place, sink)
+    }
+}
 
 impl Body<'_> {
     /// How many bytes.

@@ -24,6 +24,7 @@ use crate::volume::external::RECORD_LEN_MAX;
 use crate::volume::init::{external_identity, read_identity};
 use crate::volume::lost::trace_of_lost_record;
 use crate::volume::settings::{Settings, Store, rewrite, sync_dir};
+use crate::volume::store::open_spec;
 
 /// Memory for decoded blocks of segments that are looked at once.
 const BLOCK_CACHE_BYTES: usize = 8 << 20;
@@ -42,8 +43,8 @@ pub(super) fn identity(root: &Path, settings: &Settings, done: &mut Done) -> Res
     let Store::Dir { path, store } = &settings.store else {
         return Err(failure);
     };
-    let external = vfs::DirVolume::open(path)?;
-    match external_identity(&external)? {
+    let external = open_spec(&vfs::Spec::Dir(path.clone()), settings.remote_timeout())?;
+    match external_identity(&*external.volume)? {
         Some(there) if there.store.as_ref() == Some(store) => {
             let here = root.join(IDENTITY_NAME);
             let identity = Identity {
