@@ -79,6 +79,9 @@ pub(super) enum Store {
     Test {
         /// The place to try: dir:/path; without it, the external volume of the backup path
         spec: Option<String>,
+        /// Read from this file, in place of /etc/fstab, what is to be mounted where
+        #[arg(long, value_name = "FILE")]
+        fstab: Option<PathBuf>,
     },
 }
 
@@ -91,6 +94,12 @@ pub(super) enum StoreSet {
         /// The directory
         #[arg(value_name = "PATH")]
         directory: PathBuf,
+        /// Go on where that is sane: with an NFS mount that is soft. Never under a mount point
+        #[arg(long)]
+        force: bool,
+        /// Read from this file, in place of /etc/fstab, what is to be mounted where
+        #[arg(long, value_name = "FILE")]
+        fstab: Option<PathBuf>,
     },
 }
 

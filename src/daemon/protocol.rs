@@ -60,6 +60,12 @@ pub enum Request {
     StoreSet {
         /// A mounted directory; `None`: they stay in the backup path.
         path: Option<PathBuf>,
+        /// Go on where a refusal makes sense to somebody who knows the price.
+        #[serde(default)]
+        force: bool,
+        /// Says what is to be mounted, in place of `/etc/fstab`.
+        #[serde(default)]
+        fstab: Option<PathBuf>,
     },
     /// Take the mount away, then end.
     Umount {

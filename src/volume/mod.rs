@@ -1,7 +1,7 @@
 //! The engine's one door: a volume is opened, used as a tree, and closed.
 //!
 //! In reading order: `tree` (the interface), `engine` (what an open volume is), `open` (recovery),
-//! `live` and `view_tree` (the two trees), `snapshots` (both as one), `external` (without a backup path), `namespace`, `extents`, `files`, `dirty` (what operations do),
+//! `live` and `view_tree` (the two trees), `snapshots` (both as one), `external` (without a backup path), `place` (what an external volume stands on), `namespace`, `extents`, `files`, `dirty` (what operations do),
 //! `commit`, `archive`, `indexer` (how it becomes durable). FUSE, the command line and sockets may not enter.
 
 pub mod account;
@@ -20,6 +20,7 @@ pub mod lock;
 pub mod lost;
 pub mod namespace;
 pub mod open;
+pub mod place;
 pub mod settings;
 pub mod snapshots;
 pub mod space;
