@@ -227,6 +227,7 @@ impl Registry {
     /// Notes that `user` keeps its volume in the bucket `id`, and in no other.
     pub fn enter(&self, id: &str, user: Use) -> Result<()> {
         self.change(|buckets| {
+            super::find(buckets, id)?;
             for bucket in buckets.iter_mut() {
                 bucket.used_by.retain(|other| other.path != user.path);
                 if bucket.id == id {

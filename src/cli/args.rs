@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 
+use crate::cli::bucket;
 use crate::daemon::Until;
 
 /// How a moment may be written.
@@ -54,6 +55,9 @@ pub(super) enum Command {
     /// The external volume, where packs and archived metadata go
     #[command(subcommand)]
     Store(Store),
+    /// The buckets that this machine knows, for all its backup paths
+    #[command(subcommand)]
+    Bucket(bucket::Command),
     /// Mount the volume, a moment of it, or an external volume alone
     Mount(Mount),
     /// Take a mount away; uploads may go on for a while
@@ -89,6 +93,14 @@ pub(super) enum Store {
 pub(super) enum StoreSet {
     /// None: packs stay in the backup path
     Local,
+    /// A bucket that this machine knows (tidefs bucket add), or a prefix of one
+    S3 {
+        /// Its label or id
+        bucket: String,
+        /// Where in it: a-z, 0-9, '.', '-', '_' and '/'. By default a prefix of the volume's own, its UUID
+        #[arg(long)]
+        prefix: Option<String>,
+    },
     /// A mounted directory: a disk, NFS, SMB, FUSE. It must exist, and be empty or ours
     Dir {
         /// The directory

@@ -5,16 +5,18 @@ use std::path::Path;
 
 use serde::Serialize;
 use serde_json::{Value, json};
-use vfs::DirVolume;
+use vfs::ObjectKey;
 
+use crate::buckets;
 use crate::cli::args::Check;
 use crate::cli::output::{clean, size};
 use crate::cli::progress::Reporter;
 use crate::cli::{Context, Outcome};
 use crate::daemon::{Failure, FailureKind, Progress};
+use crate::format::record::IDENTITY_NAME;
 use crate::maintain::{self, CheckOptions, CheckReport, FixReport};
 use crate::volume::init::read_identity;
-use crate::volume::settings::{Settings, Store};
+use crate::volume::settings::Settings;
 
 pub(super) fn run(context: &mut Context, check: &Check) -> Outcome {
     let root = context.root()?;
@@ -87,18 +89,16 @@ fn show(reporter: &mut Reporter, step: &str, done_bytes: u64) {
 /// Why the external volume cannot be looked at, if it cannot: then what is here is checked all the same.
 fn away(root: &Path) -> Result<Option<Failure>, Failure> {
     read_identity(root)?;
-    let Ok(Settings {
-        store: Store::Dir { path, .. },
-        ..
-    }) = Settings::read(root)
-    else {
-        // None, or settings that the check will find damaged.
+    // None, or settings that the check will find damaged.
+    let Some(spec) = Settings::read(root).ok().and_then(|read| read.store.spec()) else {
         return Ok(None);
     };
-    Ok(match DirVolume::open(&path) {
-        Err(error) if error.is_unreachable() || error.is_transient() => Some(Failure::from(error)),
-        _ => None,
-    })
+    let sentinel = ObjectKey::new(IDENTITY_NAME)?;
+    let looked = buckets::open(&spec).and_then(|volume| Ok(volume.head(&sentinel)?));
+    Ok(looked
+        .map_err(Failure::from)
+        .err()
+        .filter(|failure| failure.kind == FailureKind::Unreachable))
 }
 
 fn to_document(report: &impl Serialize) -> Result<Value, Failure> {

@@ -5,6 +5,7 @@
 //! decision about volumes is made here.
 
 mod args;
+mod bucket;
 mod check;
 mod daemon;
 mod init;
@@ -16,6 +17,7 @@ mod snapshot;
 mod status;
 mod store;
 mod time;
+mod trial;
 mod umount;
 mod wait;
 
@@ -87,6 +89,7 @@ impl Context {
         match command {
             Command::Init => init::run(&self),
             Command::Status => status::run(&mut self),
+            Command::Bucket(command) => bucket::run(&mut self, command),
             Command::Store(command) => store::run(&mut self, command),
             Command::Mount(mount) => mount::run(&mut self, mount),
             Command::Umount(umount) => umount::run(&mut self, &umount),

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use serde_json::{Value, json};
 use vfs::Spec;
 
+use crate::buckets;
 use crate::cli::args::Mount;
 use crate::cli::output::{clean, moment, print};
 use crate::cli::{Context, Outcome, absolute, begin_command, time};
@@ -239,7 +240,7 @@ impl Plan {
                 self.serve_view(context, (&open_moments(root)?, &shown), Some(at), ready)
             }
             What::External(spec, at) => {
-                let external = open_external(vfs::open(spec)?)?;
+                let external = open_external(buckets::open(spec)?)?;
                 self.serve_view(
                     context,
                     (&external, &spec.to_string()),

@@ -19,4 +19,4 @@ pub mod serve;
 pub mod signals;
 
 pub use failure::{Failure, FailureKind};
-pub use protocol::{Progress, Request, Until};
+pub use protocol::{BucketPlace, Progress, Request, Until};

@@ -7,6 +7,7 @@ mod external;
 pub mod fix;
 mod packs;
 mod tree;
+pub mod usage;
 
 pub use check::{CheckOptions, CheckReport, Problem, check, rebuild_index};
 pub use fix::{FixReport, Repair, fix};

@@ -11,10 +11,12 @@ use vfs::{ObjectKey, Volume, VolumeExt};
 use crate::error::{Error, Result};
 use crate::fetch::Fetch;
 use crate::fetch::external::ExternalPacks;
-use crate::format::record::{EPOCHS_PREFIX, EpochRecord, Identity, SegmentEntry};
+use crate::format::record::{EpochRecord, Identity, SegmentEntry};
 use crate::format::segment::{BlockCache, RangeRead, Segment};
 use crate::meta::view::View;
 use crate::types::{Epoch, SessionId};
+pub use crate::upload::fork::RECORD_LEN_MAX;
+use crate::upload::fork::newest_records;
 use crate::volume::archive::check_segment;
 use crate::volume::engine::{EpochEntry, epochs_of};
 use crate::volume::init::external_identity;
@@ -26,8 +28,6 @@ const BLOCK_CACHE_BYTES: usize = 64 << 20;
 const BLOB_CACHE_BYTES: usize = 96 << 20;
 /// Bytes of a segment fetched at once where a listing walks through it.
 const READ_AHEAD_BYTES: usize = 1 << 20;
-/// Longest epoch record that is read.
-pub const RECORD_LEN_MAX: u64 = 64 << 20;
 
 /// A volume as its external copy has it.
 #[derive(Debug)]
@@ -129,26 +129,19 @@ fn record_name(record: &EpochRecord) -> Result<String> {
 
 /// The newest record. Two of the same epoch are a fork: then a person must say which one is meant.
 fn newest_record(external: &dyn Volume) -> Result<EpochRecord> {
-    let mut newest: Vec<(Epoch, ObjectKey)> = Vec::new();
-    external.for_each(EPOCHS_PREFIX, |meta| -> Result<()> {
-        if let Some((epoch, _)) = EpochRecord::parse_name(meta.key.as_str()) {
-            newest.retain(|(known, _)| *known >= epoch);
-            if newest.first().is_none_or(|(known, _)| *known == epoch) {
-                newest.push((epoch, meta.key));
-            }
-        }
-        Ok(())
-    })?;
+    let newest = newest_records(external, "")?;
     match &newest[..] {
         [] => Err(Error::Refused(format!(
             "{external} holds no complete epoch yet: its owner has not archived one (tidefs wait --until archived)"
         ))),
-        [(_, key)] => {
+        [record] => {
+            let key = &record.meta.key;
             let bytes = external.get_whole(key, RECORD_LEN_MAX)?;
             EpochRecord::parse(key.as_str(), &bytes)
         }
-        [(epoch, a), (_, b), ..] => Err(Error::Refused(format!(
-            "{external} has two records of epoch {epoch}: {a} and {b}. Two servers wrote to it; move one of them away"
+        [one, other, ..] => Err(Error::Refused(format!(
+            "{external} has two records of epoch {}: {} and {}. Two servers wrote to it; move one of them away",
+            one.epoch, one.meta.key, other.meta.key
         ))),
     }
 }

@@ -1,11 +1,12 @@
 //! The engine's one door: a volume is opened, used as a tree, and closed.
 //!
 //! In reading order: `tree` (the interface), `engine` (what an open volume is), `open` (recovery),
-//! `live` and `view_tree` (the two trees), `snapshots` (both as one), `external` (without a backup path), `place` (what an external volume stands on), `namespace`, `extents`, `files`, `dirty` (what operations do),
+//! `live` and `view_tree` (the two trees), `snapshots` (both as one), `external` (without a backup path), `place` (what an external volume stands on), `attach` and `store` (how one is chosen and becomes ours), `namespace`, `extents`, `files`, `dirty` (what operations do),
 //! `commit`, `archive`, `indexer` (how it becomes durable). FUSE, the command line and sockets may not enter.
 
 pub mod account;
 pub mod archive;
+pub mod attach;
 pub mod commit;
 pub mod dirty;
 pub mod engine;
@@ -24,6 +25,7 @@ pub mod place;
 pub mod settings;
 pub mod snapshots;
 pub mod space;
+pub mod store;
 mod sweep;
 pub mod tree;
 pub mod view_tree;

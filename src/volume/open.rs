@@ -11,6 +11,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use crossbeam_channel::bounded;
 
+use crate::buckets;
 use crate::chunk::Chunker;
 use crate::clock::{Clock, random};
 use crate::error::{Error, Result};
@@ -293,13 +294,12 @@ impl Volume {
         let limits = CacheLimits::new(settings.cache_bytes, settings.evict_after_secs);
         self.uploader.set_limits(limits);
         let store = settings.store;
-        let Store::Dir { path, store } = store else {
-            self.uploader.set_volume(None);
-            self.fetch.set_external(None);
-            return;
-        };
-        match open_store(&self.identity, &path, &store) {
-            Ok(external) => {
+        match open_store(&self.identity, &store) {
+            Ok(None) => {
+                self.uploader.set_volume(None);
+                self.fetch.set_external(None);
+            }
+            Ok(Some(external)) => {
                 self.fetch
                     .set_external(Some(Arc::new(ExternalPacks::new(Arc::clone(&external)))));
                 self.uploader.set_volume(Some(external));
@@ -308,7 +308,8 @@ impl Volume {
             Err(error) => {
                 let (identity, fetch) = (self.identity.clone(), Arc::downgrade(&self.fetch));
                 let opener = move || {
-                    let external = open_store(&identity, &path, &store)?;
+                    let external = open_store(&identity, &store)?
+                        .ok_or_else(|| Error::Refused("there is no external volume".into()))?;
                     if let Some(fetch) = fetch.upgrade() {
                         fetch.set_external(Some(Arc::new(ExternalPacks::new(Arc::clone(
                             &external,
@@ -322,30 +323,35 @@ impl Volume {
     }
 }
 
-/// Opens the external volume at `path`, if it is the copy `store` of this volume.
-pub fn open_store(identity: &Identity, path: &Path, store: &str) -> Result<Arc<dyn vfs::Volume>> {
-    let external: Arc<dyn vfs::Volume> = Arc::new(vfs::DirVolume::open(path)?);
-    let (volume, store) = (identity.volume.clone(), store.to_owned());
+/// Opens the external volume that `store` names, if it is that copy of this volume; none for `Local`.
+pub fn open_store(identity: &Identity, store: &Store) -> Result<Option<Arc<dyn vfs::Volume>>> {
+    let (Some(spec), Some(copy)) = (store.spec(), store.copy()) else {
+        return Ok(None);
+    };
+    let external = buckets::open(&spec)?;
+    external.bind(sentinel(&identity.volume, copy)?)?;
+    Ok(Some(external))
+}
+
+/// By what the copy `copy` of the volume `volume` is recognised.
+pub fn sentinel(volume: &str, copy: &str) -> Result<vfs::Sentinel> {
+    let (volume, copy) = (volume.to_owned(), copy.to_owned());
     let key = vfs::ObjectKey::new(crate::format::record::IDENTITY_NAME)?;
     let check = move |bytes: &[u8]| {
         let there = Identity::parse("volume.json", bytes).map_err(|error| error.chain())?;
-        if there.volume == volume && there.store.as_deref() == Some(&store) {
+        if there.volume == volume && there.store.as_deref() == Some(&copy) {
             Ok(())
         } else {
             let copy = there.store.unwrap_or_default();
             Err(format!("it is volume {}, copy {copy}", there.volume))
         }
     };
-    external.bind(vfs::Sentinel::new(key, check))?;
-    Ok(external)
+    Ok(vfs::Sentinel::new(key, check))
 }
 
 /// UUID of the external copy, zero for none.
 pub fn store_uuid(settings: &Settings) -> Uuid {
-    match &settings.store {
-        Store::Dir { store, .. } => Uuid::parse(store).unwrap_or(Uuid([0; 16])),
-        Store::Local => Uuid([0; 16]),
-    }
+    settings.store.copy_uuid()
 }
 
 fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> Result<std::thread::JoinHandle<()>> {
