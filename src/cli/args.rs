@@ -68,6 +68,8 @@ pub(super) enum Command {
     Snapshot(Snapshot),
     /// Wait until what was written so far is safe
     Wait(Wait),
+    /// Every volume in a bucket or below a directory: whose it is, how fresh, what is wrong; exit code 4 if something is
+    Fleet(Fleet),
     /// Look whether everything is there and whole; exit code 4 if not
     Check(Check),
 }
@@ -161,6 +163,18 @@ pub(super) struct Snapshot {
     pub(super) list: bool,
     /// What to call it
     pub(super) name: Option<String>,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(super) struct Fleet {
+    /// Where: dir:/path, s3:BUCKET[/prefix], s3://endpoint/bucket[/prefix][?..]
+    pub(super) spec: String,
+    /// A volume whose newest epoch is older is stale: 90m, 26h, 7d; a bare number is seconds
+    #[arg(long, value_name = "DURATION")]
+    pub(super) max_age: Option<String>,
+    /// Add up the packs of each volume: lists all of them
+    #[arg(long)]
+    pub(super) size: bool,
 }
 
 #[derive(Debug, ClapArgs)]

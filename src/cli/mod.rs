@@ -8,6 +8,7 @@ mod args;
 mod bucket;
 mod check;
 mod daemon;
+mod fleet;
 mod init;
 mod mount;
 mod mount8;
@@ -96,6 +97,7 @@ impl Context {
             Command::Daemon(daemon) => daemon::run(&mut self, &daemon),
             Command::Snapshot(snapshot) => snapshot::run(&mut self, snapshot),
             Command::Wait(wait) => wait::run(&mut self, &wait),
+            Command::Fleet(fleet) => fleet::run(&mut self, &fleet),
             Command::Check(check) => check::run(&mut self, &check),
         }
     }

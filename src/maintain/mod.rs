@@ -4,6 +4,7 @@
 mod blobs;
 pub mod check;
 mod external;
+pub mod fleet;
 pub mod fix;
 mod packs;
 mod tree;

@@ -8,8 +8,6 @@ use vfs::{ObjectKey, Volume, VolumeExt};
 use crate::error::Result;
 use crate::format::record::{IDENTITY_NAME, Identity};
 
-/// The first parts of a volume's own names: what stands before one of them is the volume's prefix.
-const OWN_NAMES: [&str; 5] = ["accounts", "items", "server", "backupstat", "probe"];
 /// Longest identity that is read.
 const IDENTITY_LEN_MAX: u64 = 1 << 20;
 
@@ -43,12 +41,25 @@ pub struct VolumeUsage {
 pub fn prefix_of(key: &str) -> Option<&str> {
     let mut at = 0;
     for part in key.split('/') {
-        if OWN_NAMES.contains(&part) && at + part.len() < key.len() {
+        if is_own(key.get(at..)?) {
             return key.get(..at.saturating_sub(1));
         }
         at += part.len() + 1;
     }
     None
+}
+
+/// Whether a volume calls an object so.
+fn is_own(name: &str) -> bool {
+    let parts: Vec<&str> = name.splitn(4, '/').collect();
+    match parts[..] {
+        ["items", shard, pack] => shard.len() == 2 && pack.ends_with(".pack"),
+        ["accounts", segment] => segment.ends_with(".seg"),
+        ["server", "volume.json"] => true,
+        ["server", "epochs" | "claims" | "attaching", object] => object.ends_with(".json"),
+        ["server", "config", _] | ["backupstat", ..] => parts.len() > 1,
+        _ => false,
+    }
 }
 
 /// Lists everything on `volume` and sums it up.
@@ -108,9 +119,10 @@ mod tests {
     #[test]
     fn a_prefix_ends_where_a_volumes_own_names_begin() {
         assert_eq!(prefix_of("items/ab/x.pack"), Some(""));
+        assert_eq!(prefix_of("h/server/epochs/1-2.json"), Some("h"));
         assert_eq!(prefix_of("host-7/server/volume.json"), Some("host-7"));
         assert_eq!(prefix_of("a/b/accounts/x.seg"), Some("a/b"));
-        for other in ["readme", "a/items", "photos/2020/x", "myitems/x", "server"] {
+        for other in ["readme", "a/items", "photos/2020/x", "myitems/ab/x.pack", "app/server/x"] {
             assert_eq!(prefix_of(other), None, "{other}");
         }
     }
@@ -119,9 +131,9 @@ mod tests {
     fn every_object_is_counted_once() {
         let volume = MemoryVolume::new();
         for (key, len) in [
-            ("a/items/00/x", 5),
+            ("a/items/00/x.pack", 5),
             ("a/server/volume.json", 3),
-            ("b/items/00/x", 7),
+            ("b/items/00/x.pack", 7),
             ("readme", 1),
         ] {
             let key = ObjectKey::new(key).unwrap();
