@@ -121,9 +121,13 @@ pub(super) enum StoreSet {
 pub(super) struct Mount {
     #[arg(long, value_name = "TIME", help = TIME_HELP)]
     pub(super) at: Option<String>,
-    /// Mount read-only from an external volume (dir:/path), without a backup path
+    /// Mount read-only from an external volume (dir:/path, s3:BUCKET/prefix, s3://endpoint/bucket/prefix?..), without
+    /// a backup path. Without --at it shows newer epochs as its owner archives them
     #[arg(long, value_name = "SPEC")]
     pub(super) external: Option<String>,
+    /// How often an external volume is looked at for a newer epoch; 0 for never
+    #[arg(long, value_name = "SECONDS", requires = "external")]
+    pub(super) poll: Option<u64>,
     /// Mount options, separated by commas, as in /etc/fstab
     #[arg(short = 'o', value_name = "OPTIONS", action = clap::ArgAction::Append)]
     pub(super) options: Vec<String>,

@@ -10,7 +10,8 @@ use crate::daemon::{Failure, FailureKind, Progress};
 use crate::maintain::fleet::{FleetOptions, Member, fleet};
 
 pub(super) fn run(context: &mut Context, words: &Fleet) -> Outcome {
-    let spec = Spec::parse(&words.spec).map_err(|error| Failure::usage(Failure::from(error).text))?;
+    let spec =
+        Spec::parse(&words.spec).map_err(|error| Failure::usage(Failure::from(error).text))?;
     let max_age_secs = words.max_age.as_deref().map(duration).transpose()?;
     let options = FleetOptions {
         max_age_secs,
@@ -26,11 +27,13 @@ pub(super) fn run(context: &mut Context, words: &Fleet) -> Outcome {
         });
     })?;
     context.reporter.clear();
-    let document = json!({ "spec": spec.to_string(), "max_age_secs": max_age_secs, "volumes": members });
-    context.out.result(&document, &text(&spec, &members, words.size))?;
-    let is_wrong = |member: &Member| {
-        member.is_stale || (!member.is_unreachable && !member.trouble.is_empty())
-    };
+    let document =
+        json!({ "spec": spec.to_string(), "max_age_secs": max_age_secs, "volumes": members });
+    context
+        .out
+        .result(&document, &text(&spec, &members, words.size))?;
+    let is_wrong =
+        |member: &Member| member.is_stale || (!member.is_unreachable && !member.trouble.is_empty());
     if members.iter().any(is_wrong) {
         Err(Failure::told(FailureKind::Problems))
     } else if members.iter().any(|member| member.is_unreachable) {
@@ -44,7 +47,15 @@ fn text(spec: &Spec, members: &[Member], with_size: bool) -> String {
     if members.is_empty() {
         return format!("no volumes are at {}", clean(&spec.to_string()));
     }
-    let mut head = vec!["OWNER", "VOLUME", "RECOVERY POINT", "EPOCH", "LAST CHECK", "STATE", "PLACE"];
+    let mut head = vec![
+        "OWNER",
+        "VOLUME",
+        "RECOVERY POINT",
+        "EPOCH",
+        "LAST CHECK",
+        "STATE",
+        "PLACE",
+    ];
     if with_size {
         head.insert(4, "SIZE");
     }
@@ -53,8 +64,17 @@ fn text(spec: &Spec, members: &[Member], with_size: bool) -> String {
         let or_unknown = |text: Option<String>| text.unwrap_or_else(|| "unknown".into());
         let mut row = vec![
             or_unknown(member.owner.clone()),
-            or_unknown(member.volume.as_ref().map(|uuid| uuid.chars().take(8).collect())),
-            or_unknown(member.recovery_point_secs.map(|secs| format!("{} ago", span(secs)))),
+            or_unknown(
+                member
+                    .volume
+                    .as_ref()
+                    .map(|uuid| uuid.chars().take(8).collect()),
+            ),
+            or_unknown(
+                member
+                    .recovery_point_secs
+                    .map(|secs| format!("{} ago", span(secs))),
+            ),
             or_unknown(member.epoch.map(|epoch| epoch.to_string())),
             or_unknown(member.last_check.map(crate::cli::output::moment)),
             state(member).to_owned(),
@@ -62,9 +82,14 @@ fn text(spec: &Spec, members: &[Member], with_size: bool) -> String {
         ];
         if with_size {
             let packs = member.packs.zip(member.bytes);
-            row.insert(4, or_unknown(packs.map(|(packs, bytes)| {
-                format!("{} in {}", size(bytes), count(packs, "pack"))
-            })));
+            row.insert(
+                4,
+                or_unknown(
+                    packs.map(|(packs, bytes)| {
+                        format!("{} in {}", size(bytes), count(packs, "pack"))
+                    }),
+                ),
+            );
         }
         rows.push(row);
     }
@@ -101,12 +126,13 @@ pub(super) fn duration(text: &str) -> Result<u64, Failure> {
         _ => None,
     };
     let secs = digits.trim_end().parse::<u64>().ok().zip(unit);
-    secs.and_then(|(number, unit)| number.checked_mul(unit)).ok_or_else(|| {
-        Failure::usage(format!(
-            "'{}' is no duration: write 90m, 26h or 7d",
-            clean(text)
-        ))
-    })
+    secs.and_then(|(number, unit)| number.checked_mul(unit))
+        .ok_or_else(|| {
+            Failure::usage(format!(
+                "'{}' is no duration: write 90m, 26h or 7d",
+                clean(text)
+            ))
+        })
 }
 
 #[cfg(test)]

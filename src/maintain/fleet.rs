@@ -164,10 +164,15 @@ impl Found {
     }
 
     fn identity(&self, member: &mut Member) -> Result<Option<Identity>> {
-        let bytes = match self.volume.get_whole(&self.key(IDENTITY_NAME)?, IDENTITY_LEN_MAX) {
+        let bytes = match self
+            .volume
+            .get_whole(&self.key(IDENTITY_NAME)?, IDENTITY_LEN_MAX)
+        {
             Ok(bytes) => bytes,
             Err(error) if error.is_not_found() => {
-                let text = format!("there is no {IDENTITY_NAME}: nobody can write there, and it cannot be mounted");
+                let text = format!(
+                    "there is no {IDENTITY_NAME}: nobody can write there, and it cannot be mounted"
+                );
                 member.trouble.push(text);
                 return Ok(None);
             }
@@ -230,7 +235,12 @@ impl Found {
                 sessions.join(" and ")
             ));
         }
-        let name = first.meta.key.as_str().get(self.below.len()..).unwrap_or_default();
+        let name = first
+            .meta
+            .key
+            .as_str()
+            .get(self.below.len()..)
+            .unwrap_or_default();
         let bytes = self.volume.get_whole(&first.meta.key, RECORD_LEN_MAX)?;
         let record = match EpochRecord::parse(name, &bytes) {
             Ok(record) => record,
@@ -240,7 +250,9 @@ impl Found {
             }
         };
         if identity.is_some_and(|identity| identity.volume != record.volume) {
-            member.trouble.push(format!("{name} is another volume's record"));
+            member
+                .trouble
+                .push(format!("{name} is another volume's record"));
         }
         let age = options.now - record.time;
         if age < -SKEW_SECS_MAX {
@@ -262,7 +274,10 @@ fn name_copies(members: &mut [Member]) {
     let mut places: HashMap<String, Vec<String>> = HashMap::new();
     for member in members.iter() {
         if let Some(store) = &member.store {
-            places.entry(store.clone()).or_default().push(member.place.clone());
+            places
+                .entry(store.clone())
+                .or_default()
+                .push(member.place.clone());
         }
     }
     for member in members {

@@ -4,8 +4,8 @@
 mod blobs;
 pub mod check;
 mod external;
-pub mod fleet;
 pub mod fix;
+pub mod fleet;
 mod packs;
 mod tree;
 pub mod usage;

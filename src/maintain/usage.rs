@@ -122,7 +122,13 @@ mod tests {
         assert_eq!(prefix_of("h/server/epochs/1-2.json"), Some("h"));
         assert_eq!(prefix_of("host-7/server/volume.json"), Some("host-7"));
         assert_eq!(prefix_of("a/b/accounts/x.seg"), Some("a/b"));
-        for other in ["readme", "a/items", "photos/2020/x", "myitems/ab/x.pack", "app/server/x"] {
+        for other in [
+            "readme",
+            "a/items",
+            "photos/2020/x",
+            "myitems/ab/x.pack",
+            "app/server/x",
+        ] {
             assert_eq!(prefix_of(other), None, "{other}");
         }
     }

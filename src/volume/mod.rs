@@ -1,7 +1,7 @@
 //! The engine's one door: a volume is opened, used as a tree, and closed.
 //!
 //! In reading order: `tree` (the interface), `engine` (what an open volume is), `open` (recovery),
-//! `live` and `view_tree` (the two trees), `snapshots` (both as one), `external` (without a backup path), `place` (what an external volume stands on), `attach` and `store` (how one is chosen and becomes ours), `namespace`, `extents`, `files`, `dirty` (what operations do),
+//! `live` and `view_tree` (the two trees), `snapshots` (both as one), `external` and `follow` (without a backup path), `place` (what an external volume stands on), `attach` and `store` (how one is chosen and becomes ours), `namespace`, `extents`, `files`, `dirty` (what operations do),
 //! `commit`, `archive`, `indexer` (how it becomes durable). FUSE, the command line and sockets may not enter.
 
 pub mod account;
@@ -13,6 +13,7 @@ pub mod engine;
 pub mod extents;
 pub mod external;
 pub mod files;
+pub mod follow;
 pub mod health;
 pub mod indexer;
 pub mod init;

@@ -51,7 +51,9 @@ pub(super) fn search(spec: &Spec) -> Result<Vec<Found>> {
 
 fn found_below(spec: &Spec, volume: &Arc<dyn Volume>, prefix: &str) -> Found {
     let text = spec.to_string();
-    let (place, query) = text.split_once('?').map_or((&*text, None), |(place, query)| (place, Some(query)));
+    let (place, query) = text
+        .split_once('?')
+        .map_or((&*text, None), |(place, query)| (place, Some(query)));
     let mut place = place.trim_end_matches('/').to_owned();
     let mut below = String::new();
     if !prefix.is_empty() {
@@ -140,7 +142,11 @@ fn prefixes(volume: &dyn Volume) -> Result<Vec<String>> {
         };
         if after.as_ref().is_some_and(|after| next <= *after) {
             let object = volume.to_string();
-            return Err(Error::corrupt(object, 0, "its listing does not advance: the volume is faulty"));
+            return Err(Error::corrupt(
+                object,
+                0,
+                "its listing does not advance: the volume is faulty",
+            ));
         }
         after = Some(next);
     }
@@ -165,7 +171,9 @@ mod tests {
 
     fn put(volume: &dyn Volume, name: &str) {
         let key = ObjectKey::new(name).unwrap();
-        volume.put(&key, Body::Bytes(b"x"), Precondition::None).unwrap();
+        volume
+            .put(&key, Body::Bytes(b"x"), Precondition::None)
+            .unwrap();
     }
 
     #[test]
@@ -174,7 +182,10 @@ mod tests {
         assert_eq!(prefixes(&volume).unwrap(), [""; 0]);
         for n in 0..300 {
             put(&volume, &format!("photos/{n:04}.jpg"));
-            put(&volume, &format!("host-2/items/{:02x}/{n:032x}.pack", n % 256));
+            put(
+                &volume,
+                &format!("host-2/items/{:02x}/{n:032x}.pack", n % 256),
+            );
         }
         for name in ["host-1", "host-2", "host-3", "sites/berlin/host-4"] {
             put(&volume, &format!("{name}/server/volume.json"));
