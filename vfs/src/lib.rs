@@ -46,5 +46,6 @@ pub use memory::MemoryVolume;
 pub use s3::{S3Config, Secret};
 pub use spec::{Resolver, Spec, open, open_with};
 pub use volume::{
-    Body, Capabilities, Meta, MountKind, Page, Precondition, Space, Volume, VolumeExt,
+    Body, BucketProfile, Capabilities, Meta, MountKind, Page, Precondition, Space, Volume,
+    VolumeExt,
 };

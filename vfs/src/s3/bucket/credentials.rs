@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 
-use super::config::{Credentials, Secret};
+use crate::s3::config::{Credentials, Secret};
 
 /// A pair of keys, and the token that goes with those that expire.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -79,7 +79,9 @@ fn from_environment(variable: &dyn Fn(&str) -> Option<String>) -> Result<Keys, S
     let value = |name: &str| variable(name).filter(|value| !value.is_empty());
     let required = |name: &str| {
         value(name).ok_or_else(|| {
-            format!("{name} is not set: set it with its other half, or name a profile (profile=NAME)")
+            format!(
+                "{name} is not set: set it with its other half, or name a profile (profile=NAME)"
+            )
         })
     };
     Ok(Keys {
@@ -92,16 +94,26 @@ fn from_environment(variable: &dyn Fn(&str) -> Option<String>) -> Result<Keys, S
 fn from_profile(file: Option<&Path>, name: &str) -> Result<Keys, String> {
     let path = match file {
         Some(path) => path.to_owned(),
-        None => default_file().ok_or("there is no home directory to look for .aws/credentials in")?,
+        None => {
+            default_file().ok_or("there is no home directory to look for .aws/credentials in")?
+        }
     };
     let shown = path.display();
-    let len = fs::metadata(&path).map_err(|error| format!("{shown} cannot be read: {error}"))?.len();
+    let len = fs::metadata(&path)
+        .map_err(|error| format!("{shown} cannot be read: {error}"))?
+        .len();
     if len > FILE_LEN_MAX {
-        return Err(format!("{shown} has {len} bytes: that is no file of profiles"));
+        return Err(format!(
+            "{shown} has {len} bytes: that is no file of profiles"
+        ));
     }
-    let text = fs::read_to_string(&path).map_err(|error| format!("{shown} cannot be read: {error}"))?;
+    let text =
+        fs::read_to_string(&path).map_err(|error| format!("{shown} cannot be read: {error}"))?;
     section(&text, name).ok_or_else(|| {
-        format!("{shown} has no section [{}] with both keys", name.escape_debug())
+        format!(
+            "{shown} has no section [{}] with both keys",
+            name.escape_debug()
+        )
     })
 }
 
@@ -117,7 +129,10 @@ fn section(text: &str, name: &str) -> Option<Keys> {
     let (mut access_key, mut secret, mut session_token) = (None, None, None);
     let mut inside = false;
     for line in text.lines().map(str::trim) {
-        if let Some(title) = line.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
+        if let Some(title) = line
+            .strip_prefix('[')
+            .and_then(|rest| rest.strip_suffix(']'))
+        {
             // The configuration file writes `[profile name]` where the credentials file writes `[name]`.
             inside = title.trim().trim_start_matches("profile ").trim() == name;
         } else if inside

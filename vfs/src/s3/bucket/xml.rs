@@ -219,7 +219,10 @@ mod tests {
             "<?xml version=\"1.0\"?><!-- a --><Error/>",
             cut,
         ] {
-            assert!(read::<Listing>("ListBucketResult", text.as_bytes()).is_err(), "{text}");
+            assert!(
+                read::<Listing>("ListBucketResult", text.as_bytes()).is_err(),
+                "{text}"
+            );
         }
         assert!(read::<Listing>("ListBucketResult", b"\xff\xfe").is_err());
     }
