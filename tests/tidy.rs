@@ -16,7 +16,7 @@ const FLOORS: [&[&str]; 13] = [
     &["journal", "meta"],
     // Above `meta` for the index of blobs, which names where they are.
     &["pack"],
-    &["fetch", "ingest", "upload"],
+    &["fetch", "ingest", "upload", "buckets"],
     &["volume"],
     &["fuse", "scan", "restore", "maintain"],
     &["daemon"],

@@ -5,7 +5,6 @@ use std::path::Path;
 
 use serde::Serialize;
 use serde_json::{Value, json};
-use vfs::Spec;
 
 use crate::cli::args::Check;
 use crate::cli::output::{clean, size};
@@ -14,7 +13,7 @@ use crate::cli::{Context, Outcome};
 use crate::daemon::{Failure, FailureKind, Progress};
 use crate::maintain::{self, CheckOptions, CheckReport, FixReport};
 use crate::volume::init::read_identity;
-use crate::volume::settings::{Settings, Store};
+use crate::volume::settings::Settings;
 use crate::volume::store::open_spec;
 
 pub(super) fn run(context: &mut Context, check: &Check) -> Outcome {
@@ -92,10 +91,10 @@ fn away(root: &Path) -> Result<Option<Failure>, Failure> {
     let Ok(settings) = Settings::read(root) else {
         return Ok(None);
     };
-    let Store::Dir { path, .. } = &settings.store else {
+    let Some(spec) = settings.store.spec() else {
         return Ok(None);
     };
-    let opened = open_spec(&Spec::Dir(path.clone()), settings.remote_timeout());
+    let opened = open_spec(&spec, settings.remote_timeout());
     Ok(opened
         .err()
         .map(Failure::from)

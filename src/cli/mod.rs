@@ -5,8 +5,10 @@
 //! decision about volumes is made here.
 
 mod args;
+mod bucket;
 mod check;
 mod daemon;
+mod fleet;
 mod init;
 mod limits;
 mod mount;
@@ -17,6 +19,7 @@ mod snapshot;
 mod status;
 mod store;
 mod time;
+mod trial;
 mod umount;
 mod wait;
 
@@ -94,6 +97,7 @@ impl Context {
         match command {
             Command::Init => init::run(&self),
             Command::Status => status::run(&mut self),
+            Command::Bucket(command) => bucket::run(&mut self, command),
             Command::Store(command) => store::run(&mut self, command),
             Command::Mount(mount) => mount::run(&mut self, mount),
             Command::Umount(umount) => umount::run(&mut self, &umount),
@@ -101,6 +105,7 @@ impl Context {
             Command::Snapshot(snapshot) => snapshot::run(&mut self, snapshot),
             Command::Wait(wait) => wait::run(&mut self, &wait),
             Command::Limits(command) => limits::run(&mut self, command),
+            Command::Fleet(fleet) => fleet::run(&mut self, &fleet),
             Command::Check(check) => check::run(&mut self, &check),
         }
     }

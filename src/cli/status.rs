@@ -8,6 +8,7 @@ use serde_json::Value;
 
 use crate::cli::limits::in_words;
 use crate::cli::output::{clean, count, moment, size, span};
+use crate::cli::store::place_of;
 use crate::cli::{Context, Outcome};
 use crate::daemon::{Failure, Request};
 use crate::volume::settings::Store;
@@ -144,7 +145,7 @@ impl Shown {
     fn recovery_point(&self) -> String {
         match self.recovery_point_secs {
             None => "NONE: there is no external volume, all would be lost with this machine. \
-                     Set one with tidefs store set dir PATH"
+                     Set one with tidefs store set"
                 .into(),
             Some(secs) if secs <= 0 && self.is_archived() => {
                 "now: nothing would be lost with this machine".into()
@@ -166,10 +167,10 @@ impl Shown {
     }
 
     fn external(&self, now: i64) -> String {
-        let place = match &self.store {
-            Store::Local => return "none (store local)".into(),
-            Store::Dir { path, .. } => format!("dir:{}", path.display()),
-        };
+        if self.store == Store::Local {
+            return "none (store local)".into();
+        }
+        let place = place_of(&self.store);
         match &self.upload {
             Upload::Off => format!("{place}, not in use"),
             Upload::Connecting => format!("{place}, has not answered yet"),

@@ -1,13 +1,13 @@
 //! What is asked of an open volume, the same with a daemon and without.
 
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
 use crate::daemon::failure::{Failure, FailureKind};
-use crate::daemon::protocol::{Progress, Request, Until};
+use crate::daemon::protocol::{BucketPlace, Progress, Request, Until};
 use crate::upload::UploadState;
+use crate::volume::choice::Choice;
 use crate::volume::place::{self, Look};
 use crate::volume::settings::Store;
 use crate::volume::{Status, Volume};
@@ -32,12 +32,29 @@ pub fn perform(
         Request::Epochs => value(&volume.closed_epochs()?),
         Request::Snapshot { name } => snapshot(volume, name.as_deref()),
         Request::Wait { until, timeout_ms } => wait(volume, *until, *timeout_ms, progress),
-        Request::StoreSet { path, force, fstab } => {
+        Request::StoreSet {
+            path,
+            force,
+            fstab,
+            bucket,
+        } => {
             let look = Look {
                 fstab: fstab.as_deref(),
                 forced: *force,
             };
-            store_set(volume, path.as_deref(), look)
+            let choice = match (path, bucket) {
+                (Some(path), _) => Choice::Dir(path.clone()),
+                (None, Some(BucketPlace { bucket, prefix })) => Choice::S3 {
+                    bucket: bucket.clone(),
+                    prefix: prefix.clone(),
+                },
+                (None, None) => Choice::Local,
+            };
+            store_set(volume, &choice, look)
+        }
+        Request::StoreReopen => {
+            volume.connect_store();
+            Ok(json!({ "store": volume.settings().store }))
         }
         Request::Limits { change: None } => value(&volume.limits()),
         Request::Limits {
@@ -49,12 +66,12 @@ pub fn perform(
     }
 }
 
-fn store_set(volume: &Volume, path: Option<&Path>, look: Look<'_>) -> Result<Value, Failure> {
-    let warnings = match path {
-        Some(path) => place::concerns(path, &place::admit(path, look)?, Some(volume.root())),
-        None => Vec::new(),
+fn store_set(volume: &Volume, choice: &Choice, look: Look<'_>) -> Result<Value, Failure> {
+    let warnings = match choice {
+        Choice::Dir(path) => place::concerns(path, &place::admit(path, look)?, Some(volume.root())),
+        Choice::S3 { .. } | Choice::Local => Vec::new(),
     };
-    let store = volume.set_store(path.map(Path::to_owned))?;
+    let store = volume.choose_store(choice)?;
     Ok(json!({ "store": store, "upload": volume.status().upload, "warnings": warnings }))
 }
 

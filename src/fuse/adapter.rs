@@ -58,6 +58,10 @@ const S_IXGRP: u16 = 0o0010;
 /// POSIX ACLs are refused: stored but not enforced they would only look like protection.
 const ACL_PREFIX: &[u8] = b"system.posix_acl_";
 
+fn is_dot(name: &[u8]) -> bool {
+    matches!(name, b"." | b"..")
+}
+
 /// Shows a tree to fuser.
 pub(super) struct Adapter {
     tree: Arc<dyn Tree>,
@@ -514,14 +518,20 @@ impl Filesystem for Adapter {
     fn readdir(
         &self,
         _request: &Request,
-        _ino: INodeNo,
+        ino: INodeNo,
         fh: FileHandle,
         offset: u64,
         mut reply: ReplyDirectory,
     ) {
+        let dir = convert::ino(ino);
         let read = self.ask("readdir", |tree| {
             self.dirs.read(tree, fh, offset, &mut |name, attr, behind| {
-                let (ino, kind) = (convert::number(attr.ino), convert::file_type(attr.kind));
+                let shown = if is_dot(name) {
+                    attr.ino
+                } else {
+                    tree.listed(dir, attr.ino, false)
+                };
+                let (ino, kind) = (convert::number(shown), convert::file_type(attr.kind));
                 reply.add(ino, behind, kind, OsStr::from_bytes(name))
             })
         });
@@ -534,16 +544,28 @@ impl Filesystem for Adapter {
     fn readdirplus(
         &self,
         _request: &Request,
-        _ino: INodeNo,
+        ino: INodeNo,
         fh: FileHandle,
         offset: u64,
         mut reply: ReplyDirectoryPlus,
     ) {
-        let known = self.lifetimes.known;
+        let (dir, known) = (convert::ino(ino), self.lifetimes.known);
         let read = self.ask("readdir", |tree| {
             self.dirs.read(tree, fh, offset, &mut |name, attr, behind| {
-                let (name, attr) = (OsStr::from_bytes(name), convert::file_attr(attr));
-                reply.add(attr.ino, behind, name, &known, &attr, GENERATION)
+                // The kernel counts a lookup for each entry that it gets, but for the dots.
+                let is_counted = !is_dot(name);
+                let ino = if is_counted {
+                    tree.listed(dir, attr.ino, true)
+                } else {
+                    attr.ino
+                };
+                let shown = convert::file_attr(&Attr { ino, ..*attr });
+                let name = OsStr::from_bytes(name);
+                let is_full = reply.add(shown.ino, behind, name, &known, &shown, GENERATION);
+                if is_full && is_counted {
+                    tree.forget(ino, 1);
+                }
+                is_full
             })
         });
         match read {

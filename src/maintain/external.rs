@@ -49,7 +49,7 @@ impl Far<'_> {
                     "settings.json",
                     None,
                     "no external volume is set",
-                    "set one: tidefs store set dir PATH",
+                    "set one: tidefs store set",
                 );
             }
             Err(error) => return report.add_error("the external volume", error, UNREACHABLE),

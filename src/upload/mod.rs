@@ -6,6 +6,7 @@
 //! segments before their record, and no record while one of another writer's is newer.
 
 pub mod evict;
+pub mod fork;
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -14,15 +15,15 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime};
 
 use serde::Serialize;
-use vfs::{Body, Circuit, Guarded, ObjectKey, Precondition, Volume, VolumeExt};
+use vfs::{Body, Circuit, Guarded, ObjectKey, Precondition, Volume};
 
 use crate::clock::Clock;
 use crate::error::{Error, Result};
 use crate::failpoint;
-use crate::format::record::{EPOCHS_PREFIX, EpochRecord};
+use crate::format::record::EpochRecord;
 use crate::pack::ledger::{Ledger, PackState};
 use crate::pack::verify::{Damage, survey};
-use crate::types::{Epoch, PackId, SessionId};
+use crate::types::{PackId, SessionId};
 use crate::upload::evict::CacheLimits;
 
 /// Packs put between two looks at the volume's identity.
@@ -104,6 +105,8 @@ struct Target {
     /// The volume answers again: then the wait after a failure is over.
     is_back: bool,
     is_ledger_complete: bool,
+    /// Nobody else had written to this volume when it was looked at.
+    is_examined: bool,
 }
 
 impl Target {
@@ -165,6 +168,7 @@ impl Uploader {
             limits: CacheLimits::default(),
             is_back: false,
             is_ledger_complete: false,
+            is_examined: false,
         };
         let shared = Arc::new(Shared {
             root: root.to_owned(),
@@ -205,6 +209,7 @@ impl Uploader {
             UploadState::Off
         };
         target.external = external;
+        target.is_examined = false;
         target.asked = true;
         self.shared.woken.notify_all();
     }
@@ -398,6 +403,7 @@ impl Shared {
             if batch.is_empty() {
                 break;
             }
+            self.refuse_fork_once(volume)?;
             let packs: Vec<PackId> = batch.iter().map(|(pack, _)| *pack).collect();
             let sent = self.put_packs(volume, &packs)?;
             look(volume)?;
@@ -410,6 +416,16 @@ impl Shared {
         self.archive(volume)?;
         let limits = self.lock().limits;
         evict::evict(&self.root, &self.ledger, limits, self.clock.now_secs())
+    }
+
+    /// Before anything is sent after an opening: a clone is to find out now, not when its packs are there.
+    fn refuse_fork_once(&self, volume: &dyn Volume) -> Result<()> {
+        if self.lock().is_examined {
+            return Ok(());
+        }
+        fork::refuse_fork(&self.root, volume, self.ledger.archived_epoch())?;
+        self.lock().is_examined = true;
+        Ok(())
     }
 
     fn put_packs(&self, volume: &dyn Volume, packs: &[PackId]) -> Result<Vec<(PackId, u32)>> {
@@ -496,7 +512,7 @@ impl Shared {
         }
         look(volume)?;
         failpoint::hit(failpoint::BEFORE_RECORD_PUT);
-        self.refuse_fork(volume)?;
+        fork::refuse_fork(&self.root, volume, self.ledger.archived_epoch())?;
         let session = SessionId::parse(&record.session)
             .ok_or_else(|| Error::corrupt("an epoch record", 0, "no session"))?;
         let key = ObjectKey::new(EpochRecord::name(record.epoch, session))?;
@@ -508,45 +524,9 @@ impl Shared {
         }
         look(volume)?;
         failpoint::hit(failpoint::AFTER_RECORD_PUT);
+        // Another writer may have looked as we did and put as we did: whoever looks last sees both.
+        fork::refuse_fork(&self.root, volume, record.epoch)?;
         self.ledger.archived(record.epoch, self.clock.now_secs())
-    }
-
-    /// Every record behind the last one we archived must be one of ours, byte for byte: else another
-    /// server, or another state of this one, writes to the same place.
-    fn refuse_fork(&self, volume: &dyn Volume) -> Result<()> {
-        let archived = self.ledger.archived_epoch();
-        let mut known_last = archived == Epoch(0);
-        let mut foreign = None;
-        volume.for_each(EPOCHS_PREFIX, |meta| -> Result<()> {
-            let Some((epoch, _)) = EpochRecord::parse_name(meta.key.as_str()) else {
-                return Ok(());
-            };
-            if epoch < archived || foreign.is_some() {
-                return Ok(());
-            }
-            let local = std::fs::read(self.root.join(meta.key.as_str())).ok();
-            let there = volume.get_whole(&meta.key, 64 << 20)?;
-            if local.is_some_and(|local| local == there) {
-                known_last |= epoch == archived;
-            } else {
-                foreign = Some(meta.key.to_string());
-            }
-            Ok(())
-        })?;
-        let advice = "Nothing was written. If the other writer is gone for good and this backup path is the one to keep, \
-                      attach an empty directory or prefix with tidefs store set; both branches stay readable";
-        if let Some(name) = foreign {
-            return Err(Error::Refused(format!(
-                "{volume} was written by somebody else: {name} is not this backup path's. A copy or an older state of \
-                 this backup path is in use elsewhere. {advice}"
-            )));
-        }
-        if known_last {
-            return Ok(());
-        }
-        Err(Error::Refused(format!(
-            "{volume} no longer has our epoch {archived}, which was archived there. {advice}"
-        )))
     }
 }
 

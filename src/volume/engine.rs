@@ -23,13 +23,12 @@ use crate::volume::commit::{CommitQueue, decode_epoch};
 use crate::volume::files::Files;
 use crate::volume::health::Health;
 use crate::volume::indexer::ArchiveTask;
-use crate::volume::init;
 use crate::volume::limits::LimitStatus;
 use crate::volume::lock::PathLock;
 use crate::volume::open::whole;
 use crate::volume::settings::{Settings, Store};
 use crate::volume::space::SpaceWatch;
-use crate::volume::store::{self, CircuitStatus, ExternalStore};
+use crate::volume::store::{CircuitStatus, ExternalStore};
 use crate::volume::view_tree::ViewTree;
 
 /// At the end, an external volume that was silent for this long is asked for a sign of life ..
@@ -219,8 +218,7 @@ impl Volume {
         }
         if self.settings().store == Store::Local {
             return Err(Error::Refused(
-                "there is no external volume to wait for: set one with tidefs store set dir PATH"
-                    .into(),
+                "there is no external volume to wait for: set one with tidefs store set".into(),
             ));
         }
         let epoch = self.close_epoch(None)?;
@@ -317,45 +315,6 @@ impl Volume {
             self.archive.newest().view.as_of(at),
             Arc::clone(&self.fetch),
         )
-    }
-
-    /// Sets where packs go. Refused, and nothing changed, if the place is not ours to take.
-    pub fn set_store(&self, path: Option<PathBuf>) -> Result<Store> {
-        let store = match path {
-            None => Store::Local,
-            Some(path) => {
-                let remote_timeout = self.settings().remote_timeout();
-                let path = store::resolve(&path, remote_timeout)?;
-                if path.starts_with(&self.root) || self.root.starts_with(&path) {
-                    let (path, root) = (path.display(), self.root.display());
-                    return Err(Error::Refused(format!(
-                        "{path} and the backup path {root} lie in each other: use another disk"
-                    )));
-                }
-                let external = store::open_spec(&vfs::Spec::Dir(path.clone()), remote_timeout)?;
-                let store = init::attach(&*external.volume, &self.identity)?;
-                Store::Dir { path, store }
-            }
-        };
-        let mut settings = self.settings();
-        let evicted = self
-            .ledger
-            .all()
-            .iter()
-            .filter(|(_, entry)| entry.evicted)
-            .count();
-        if evicted > 0 && settings.store != store {
-            return Err(Error::Refused(format!(
-                "{evicted} packs are only on the external volume that is set now: it cannot be left behind"
-            )));
-        }
-        settings.store = store.clone();
-        settings.write(&self.root)?;
-        *whole(&self.settings) = settings.clone();
-        self.ledger
-            .set_external(crate::volume::open::store_uuid(&settings))?;
-        self.connect_store();
-        Ok(store)
     }
 
     /// Closes the volume: everything is durable, the epoch closed, the threads ended. Uploads may go on

@@ -39,7 +39,7 @@ use crate::volume::files::Files;
 use crate::volume::health::Health;
 use crate::volume::indexer::{ArchiveTask, Indexer};
 use crate::volume::lock::PathLock;
-use crate::volume::settings::{Settings, Store};
+use crate::volume::settings::Settings;
 use crate::volume::store;
 use crate::volume::tree::Caller;
 use crate::volume::{init, limits, lost, namespace, sweep};
@@ -317,10 +317,7 @@ impl Volume {
 
 /// UUID of the external copy, zero for none.
 pub fn store_uuid(settings: &Settings) -> Uuid {
-    match &settings.store {
-        Store::Dir { store, .. } => Uuid::parse(store).unwrap_or(Uuid([0; 16])),
-        Store::Local => Uuid([0; 16]),
-    }
+    settings.store.copy_uuid()
 }
 
 fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> Result<std::thread::JoinHandle<()>> {

@@ -1,13 +1,16 @@
 //! What the operator chose for one backup path, in `settings.json`: rewritten whole, never in place.
 
+use std::fmt;
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use vfs::Spec;
 
 use crate::error::{Error, Result};
+use crate::types::Uuid;
 use crate::volume::limits::LimitSettings;
 
 /// Name of the settings in a backup path.
@@ -30,6 +33,52 @@ pub enum Store {
         /// UUID of the copy there.
         store: String,
     },
+    /// A prefix of a bucket that this machine knows. Keys are not here: they are with the bucket.
+    S3 {
+        /// The bucket's id.
+        bucket: String,
+        /// Where in it, below the bucket's own prefix.
+        prefix: String,
+        /// UUID of the copy there.
+        store: String,
+    },
+}
+
+impl Store {
+    /// What names it to `vfs`; none without an external volume.
+    pub fn spec(&self) -> Option<Spec> {
+        match self {
+            Store::Local => None,
+            Store::Dir { path, .. } => Some(Spec::Dir(path.clone())),
+            Store::S3 { bucket, prefix, .. } => Some(Spec::S3Bucket {
+                bucket_id: bucket.clone(),
+                prefix: prefix.clone(),
+            }),
+        }
+    }
+
+    /// UUID of the copy there.
+    pub fn copy(&self) -> Option<&str> {
+        match self {
+            Store::Local => None,
+            Store::Dir { store, .. } | Store::S3 { store, .. } => Some(store),
+        }
+    }
+
+    /// The same as a number; zero for none.
+    pub fn copy_uuid(&self) -> Uuid {
+        self.copy().and_then(Uuid::parse).unwrap_or(Uuid([0; 16]))
+    }
+}
+
+/// `dir:/path`, `s3:BUCKET/prefix` or `local`.
+impl fmt::Display for Store {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.spec() {
+            Some(spec) => spec.fmt(f),
+            None => f.write_str("local"),
+        }
+    }
 }
 
 /// The settings. Times in seconds, sizes in bytes. An unknown name is refused: it may be a known one with a

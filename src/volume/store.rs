@@ -16,9 +16,10 @@ use vfs::{
     Spec, StopSignal,
 };
 
+use crate::buckets;
 use crate::error::{Error, Result};
 use crate::format::record::{IDENTITY_NAME, Identity};
-use crate::volume::settings::{Settings, Store};
+use crate::volume::settings::Settings;
 
 /// The word behind the program's name that makes it a worker, before anything else is read.
 pub const WORKER_WORD: &str = "dir-worker";
@@ -168,7 +169,7 @@ pub fn open_spec(spec: &Spec, remote_timeout: Duration) -> Result<Guarded> {
     let stop = StopSignal::new();
     let kind: Arc<dyn vfs::Volume> = match spec {
         Spec::Dir(path) => Arc::new(dir(path, None, remote_timeout, &stop)),
-        other => vfs::open(other)?,
+        other => buckets::open(other)?,
     };
     // Not by the breaker, whose reasons are for those who come later.
     kind.verify_identity()?;
@@ -178,22 +179,20 @@ pub fn open_spec(spec: &Spec, remote_timeout: Duration) -> Result<Guarded> {
 /// The external volume of `store`, which must be the copy of `identity` that it names, once it is looked at: that comes
 /// with its first use, so that one that hangs holds up no opening. `None` if there is none.
 pub fn connect(identity: &Identity, settings: &Settings) -> Result<Option<ExternalStore>> {
-    let Store::Dir { path, store } = &settings.store else {
+    let (Some(spec), Some(copy)) = (settings.store.spec(), settings.store.copy()) else {
         return Ok(None);
     };
     let remote_timeout = settings.remote_timeout();
     let stop = StopSignal::new();
-    let sentinel = sentinel(identity, store)?;
-    let dir = Arc::new(dir(path, Some(sentinel), remote_timeout, &stop));
-    let guarded = in_layers(
-        Arc::clone(&dir) as Arc<dyn vfs::Volume>,
-        remote_timeout,
-        stop,
-    )?;
-    Ok(Some(ExternalStore {
-        guarded,
-        dir: Some(dir),
-    }))
+    let sentinel = sentinel(identity, copy)?;
+    let (kind, dir): (Arc<dyn vfs::Volume>, _) = if let Spec::Dir(path) = &spec {
+        let dir = Arc::new(dir(path, Some(sentinel), remote_timeout, &stop));
+        (Arc::clone(&dir) as Arc<dyn vfs::Volume>, Some(dir))
+    } else {
+        (buckets::open_bound(&spec, sentinel)?, None)
+    };
+    let guarded = in_layers(kind, remote_timeout, stop)?;
+    Ok(Some(ExternalStore { guarded, dir }))
 }
 
 /// The same for a command that has nothing to do without it: it was there, and the right one, a moment ago.

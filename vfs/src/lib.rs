@@ -51,7 +51,7 @@ pub use layer::retry::{Retry, RetryPolicy, StopSignal};
 pub use layer::timetable::{LimitPlan, Limits, Timetable};
 pub use memory::MemoryVolume;
 pub use s3::{S3Config, Secret};
-pub use spec::{Resolver, Spec, open, open_with};
+pub use spec::{Resolver, Spec, open, open_bound, open_with};
 pub use volume::{
     Body, BucketProfile, Capabilities, Meta, MountKind, Page, Precondition, Space, Volume,
     VolumeExt,

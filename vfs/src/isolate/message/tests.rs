@@ -97,6 +97,7 @@ fn answers() -> Vec<Answer> {
         put_latency: Duration::from_millis(7),
         get_latency: Duration::from_nanos(1),
         warnings: vec!["one".into(), "two".into()],
+        bucket: None,
     };
     let error = Error::new(ErrorClass::Permanent, "put", "dir:/x", "a", "it is full")
         .with_case(ErrorCase::NoSpace);

@@ -128,6 +128,11 @@ impl S3Volume {
         })
     }
 
+    /// As [`Volume::bind`], but the first look is for whoever asks for the identity.
+    pub fn expect_sentinel(&self, sentinel: Sentinel) {
+        self.state().sentinel = Some(sentinel);
+    }
+
     /// What it was opened with.
     pub fn config(&self) -> &S3Config {
         &self.config
