@@ -114,11 +114,14 @@ impl Adapter {
 
     fn reply_entry(&self, found: Result<Attr, fuser::Errno>, reply: ReplyEntry) {
         match found {
-            Ok(attr) => reply.entry(
-                &self.lifetimes.known,
-                &convert::file_attr(&attr),
-                GENERATION,
-            ),
+            Ok(attr) => {
+                self.tree.hold(attr.ino);
+                reply.entry(
+                    &self.lifetimes.known,
+                    &convert::file_attr(&attr),
+                    GENERATION,
+                );
+            }
             Err(errno) => reply.error(errno),
         }
     }
@@ -410,6 +413,7 @@ impl Filesystem for Adapter {
         let parent = convert::ino(parent);
         match self.make_and_open(request, parent, name.as_bytes(), node, flags) {
             Ok((attr, handle, how)) => {
+                self.tree.hold(attr.ino);
                 let attr = convert::file_attr(&attr);
                 reply.created(&self.lifetimes.known, &attr, GENERATION, handle, how);
             }
@@ -540,8 +544,20 @@ impl Filesystem for Adapter {
         let known = self.lifetimes.known;
         let read = self.ask("readdir", |tree| {
             self.dirs.read(tree, fh, offset, &mut |name, attr, behind| {
-                let (name, attr) = (OsStr::from_bytes(name), convert::file_attr(attr));
-                reply.add(attr.ino, behind, name, &known, &attr, GENERATION)
+                let shown = convert::file_attr(attr);
+                let is_full = reply.add(
+                    shown.ino,
+                    behind,
+                    OsStr::from_bytes(name),
+                    &known,
+                    &shown,
+                    GENERATION,
+                );
+                // The kernel counts no lookup for the dots.
+                if !is_full && !matches!(name, b"." | b"..") {
+                    tree.hold(attr.ino);
+                }
+                is_full
             })
         });
         match read {

@@ -228,6 +228,12 @@ pub trait Tree: Send + Sync {
     /// Space and inode counts.
     fn space(&self) -> Result<Space>;
 
+    /// The kernel was told of the inode once more: [`Tree::forget`] will count it. For trees that number their inodes by
+    /// use and count exactly.
+    fn hold(&self, ino: Ino) {
+        let _ = ino;
+    }
+
     /// The kernel forgot the inode: `count` of the lookups that named it are over. For trees that
     /// number their inodes by use; others need nothing.
     fn forget(&self, ino: Ino, count: u64) {

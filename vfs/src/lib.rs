@@ -10,6 +10,7 @@
 //! - [`volume`]: the trait and the small types it speaks in; [`identity`]: how a volume is known to be the right one;
 //! - the kinds: [`memory`] (the reference), [`dir`] (any mounted directory, also as `local`);
 //! - [`layer`]: decorators that work over every kind: retry, limits of bandwidth and requests, and faults for tests;
+//! - [`bridge`]: any volume as files and directories;
 //! - [`spec`]: from what the operator typed to an open volume; [`testkit`]: the contract as code.
 //!
 //! What a volume does *not* do: cache, compress, encrypt, checksum, count references, or give a deadline to a system
@@ -25,6 +26,7 @@
     )
 )]
 
+pub mod bridge;
 pub mod dir;
 pub mod error;
 pub mod identity;
