@@ -76,7 +76,9 @@ impl BridgeTree {
 impl Drop for BridgeTree {
     fn drop(&mut self) {
         for path in self.bridge.left_behind() {
-            tracing::warn!("{path} was never renamed to a name that an object can have, and is gone");
+            tracing::warn!(
+                "{path} was never renamed to a name that an object can have, and is gone"
+            );
         }
     }
 }

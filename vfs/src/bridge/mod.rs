@@ -219,7 +219,7 @@ impl Bridge {
         let name = std::str::from_utf8(name).map_err(|_| Errno::ENOENT)?;
         let path = {
             let mut state = self.state();
-            let path = join(&*state.directory(parent)?, name);
+            let path = join(&state.directory(parent)?, name);
             let now = Instant::now();
             let staged = state
                 .names

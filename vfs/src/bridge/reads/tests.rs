@@ -1,3 +1,8 @@
+#![allow(
+    clippy::cast_possible_truncation,
+    reason = "the numbers of a test are small"
+)]
+
 use std::sync::mpsc;
 use std::time::Duration;
 
@@ -140,7 +145,7 @@ fn a_failure_is_told_to_all_who_wait_and_the_next_question_asks_again() {
 
 #[test]
 fn memory_is_bounded_and_goes_with_the_last_reader() {
-    let fixture = fixture(200 << 20);
+    let fixture = fixture(130 << 20);
     for offset in (0..fixture.content.len()).step_by(1 << 20) {
         fixture.same(offset, 1 << 20);
         let cache = fixture.reads.shared.cache();
