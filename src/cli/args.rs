@@ -60,6 +60,8 @@ pub(super) enum Command {
     Bucket(bucket::Command),
     /// Mount the volume, a moment of it, or an external volume alone
     Mount(Mount),
+    /// Show the raw objects of an external volume as a directory, for ls, find, cp and rsync
+    Bridge(Bridge),
     /// Take a mount away; uploads may go on for a while
     Umount(Umount),
     /// Serve without a mount: uploads go on
@@ -168,6 +170,26 @@ pub(super) struct Mount {
     /// We are the background process: talk to who started us, and log to this file
     #[arg(long, hide = true, requires = "foreground")]
     pub(super) background_log: Option<PathBuf>,
+    /// An existing directory
+    pub(super) mountpoint: PathBuf,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(super) struct Bridge {
+    /// Change nothing
+    #[arg(long)]
+    pub(super) read_only: bool,
+    /// Mount options, separated by commas, as in /etc/fstab
+    #[arg(short = 'o', value_name = "OPTIONS", action = clap::ArgAction::Append)]
+    pub(super) options: Vec<String>,
+    /// Stay in the foreground; prints "ready MOUNTPOINT" when it serves
+    #[arg(short = 'f', long)]
+    pub(super) foreground: bool,
+    /// We are the background process: talk to who started us, and log to this file
+    #[arg(long, hide = true, requires = "foreground")]
+    pub(super) background_log: Option<PathBuf>,
+    /// The external volume: dir:/path
+    pub(super) spec: String,
     /// An existing directory
     pub(super) mountpoint: PathBuf,
 }

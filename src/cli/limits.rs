@@ -31,13 +31,11 @@ pub(super) fn run(context: &mut Context, command: Command) -> Outcome {
 fn show(context: &Context) -> Result<Value, Failure> {
     let root = context.root()?;
     read_identity(&root)?;
-    match Client::connect(&root)? {
-        Some(client) => client.ask(&Request::Limits { change: None }, &mut |_| true),
-        None => {
-            let status = Settings::read(&root)?.limits.status(SystemTime::now())?;
-            serde_json::to_value(status).map_err(|error| Failure::failed(error.to_string()))
-        }
+    if let Some(client) = Client::connect(&root)? {
+        return client.ask(&Request::Limits { change: None }, &mut |_| true);
     }
+    let status = Settings::read(&root)?.limits.status(SystemTime::now())?;
+    serde_json::to_value(status).map_err(|error| Failure::failed(error.to_string()))
 }
 
 fn change_of(set: LimitsSet) -> Result<LimitChange, Failure> {

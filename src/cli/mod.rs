@@ -5,6 +5,7 @@
 //! decision about volumes is made here.
 
 mod args;
+mod bridge;
 mod bucket;
 mod check;
 mod daemon;
@@ -15,6 +16,7 @@ mod mount;
 mod mount8;
 mod output;
 mod progress;
+mod serving;
 mod snapshot;
 mod status;
 mod store;
@@ -91,7 +93,7 @@ impl Context {
     fn dispatch(mut self, command: Command) -> Outcome {
         match &command {
             // Those that may serve decide for themselves.
-            Command::Mount(_) | Command::Daemon(_) => {}
+            Command::Mount(_) | Command::Bridge(_) | Command::Daemon(_) => {}
             _ => begin_command()?,
         }
         match command {
@@ -100,6 +102,7 @@ impl Context {
             Command::Bucket(command) => bucket::run(&mut self, command),
             Command::Store(command) => store::run(&mut self, command),
             Command::Mount(mount) => mount::run(&mut self, mount),
+            Command::Bridge(bridge) => bridge::run(&mut self, bridge),
             Command::Umount(umount) => umount::run(&mut self, &umount),
             Command::Daemon(daemon) => daemon::run(&mut self, &daemon),
             Command::Snapshot(snapshot) => snapshot::run(&mut self, snapshot),

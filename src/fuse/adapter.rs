@@ -120,11 +120,14 @@ impl Adapter {
 
     fn reply_entry(&self, found: Result<Attr, fuser::Errno>, reply: ReplyEntry) {
         match found {
-            Ok(attr) => reply.entry(
-                &self.lifetimes.known,
-                &convert::file_attr(&attr),
-                GENERATION,
-            ),
+            Ok(attr) => {
+                self.tree.hold(attr.ino);
+                reply.entry(
+                    &self.lifetimes.known,
+                    &convert::file_attr(&attr),
+                    GENERATION,
+                );
+            }
             Err(errno) => reply.error(errno),
         }
     }
@@ -416,6 +419,7 @@ impl Filesystem for Adapter {
         let parent = convert::ino(parent);
         match self.make_and_open(request, parent, name.as_bytes(), node, flags) {
             Ok((attr, handle, how)) => {
+                self.tree.hold(attr.ino);
                 let attr = convert::file_attr(&attr);
                 reply.created(&self.lifetimes.known, &attr, GENERATION, handle, how);
             }

@@ -110,6 +110,18 @@ impl Error {
         self
     }
 
+    /// The same once more, for another who waited for the same thing: its causes become part of the text.
+    pub(crate) fn again(&self) -> Error {
+        let mut message = self.message.to_string();
+        let mut next = std::error::Error::source(self);
+        while let Some(cause) = next {
+            message.push_str(": ");
+            message.push_str(&cause.to_string());
+            next = cause.source();
+        }
+        Error::new(self.class, self.op, &self.volume, &self.key, message).with_case(self.case)
+    }
+
     /// The same for a look that was to tell which volume this is: whatever was in its way, it is not known.
     pub(crate) fn into_unreachable(mut self) -> Error {
         self.class = ErrorClass::Unreachable;

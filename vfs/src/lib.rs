@@ -12,6 +12,7 @@
 //!   whose system calls another process makes), [`s3`] (buckets);
 //! - [`layer`]: decorators that work over every kind: retry, a circuit breaker, limits of bandwidth and requests, and
 //!   faults for tests;
+//! - [`bridge`]: any volume as files and directories;
 //! - [`spec`]: from what the operator typed to an open volume; [`testkit`]: the contract as code.
 //!
 //! What a volume does *not* do: cache, compress, encrypt, checksum, or count references. A system call of [`dir`] on a
@@ -27,6 +28,7 @@
     )
 )]
 
+pub mod bridge;
 pub mod dir;
 pub mod error;
 pub mod identity;
