@@ -51,14 +51,14 @@ type Outcome = Result<(), Failure>;
 
 /// Runs the program as it was called.
 pub fn run(args: Vec<OsString>) -> ExitCode {
-    // Before anything else: a worker has nothing of ours.
-    if args.get(1).is_some_and(|word| word == WORKER_WORD) {
-        return vfs::isolate::run_worker();
-    }
-    work_in_processes();
     let is_mount8 = args
         .first()
         .is_some_and(|name| name.as_bytes().ends_with(b"mount.tidefs"));
+    // Before anything else: a worker has nothing of ours.
+    if !is_mount8 && args.get(1).is_some_and(|word| word == WORKER_WORD) {
+        return vfs::isolate::run_worker();
+    }
+    work_in_processes();
     if is_mount8 {
         return mount8::run(&args);
     }

@@ -171,37 +171,23 @@ impl Shown {
             return "none (store local)".into();
         }
         let place = place_of(&self.store);
-        match &self.upload {
-            Upload::Off => format!("{place}, not in use"),
-            Upload::Connecting => format!("{place}, has not answered yet"),
-            Upload::Up => format!("{place}, {}", self.circuit()),
+        let circuit = self.circuit.as_ref();
+        let state = match &self.upload {
+            Upload::Off => "not in use".to_owned(),
+            Upload::Connecting => "has not answered yet".to_owned(),
+            Upload::Up => circuit.map_or_else(|| "up".to_owned(), Circuit::text),
             Upload::Down { since, reason } => {
                 let secs = now - since.cast_signed();
                 format!(
-                    "{place}, DOWN for {} since {}; backups go on, uploads are tried again: {reason}",
+                    "DOWN for {} since {}; backups go on, uploads are tried again: {reason}",
                     span(u64::try_from(secs).unwrap_or(0)),
                     moment(since.cast_signed())
                 )
             }
-            Upload::Refused { reason } => format!("{place}, REFUSED: {reason}"),
-        }
-    }
-
-    /// How an external volume answers that is in use.
-    fn circuit(&self) -> String {
-        let Some(circuit) = &self.circuit else {
-            return "up".into();
+            Upload::Refused { reason } => format!("REFUSED: {reason}"),
         };
-        let mut text = match (circuit.state.as_str(), &circuit.reason) {
-            ("up", _) | (_, None) => "up".to_owned(),
-            (state, Some(reason)) => format!("{state}: {reason}"),
-        };
-        if circuit.hung_workers > 0 {
-            let hung = count(circuit.hung_workers, "process");
-            // Writing to a string does not fail.
-            let _ = write!(text, "; {hung} of ours hang in it");
-        }
-        text
+        let hung = circuit.map(Circuit::hung).unwrap_or_default();
+        format!("{place}, {state}{hung}")
     }
 
     fn packs(&self) -> String {
@@ -224,6 +210,23 @@ fn fsync_means(ack: &str) -> String {
         "local" => "on the local disk, also after a power cut".into(),
         "remote" => "on the external volume".into(),
         other => other.to_owned(),
+    }
+}
+
+impl Circuit {
+    /// How an external volume answers that is in use.
+    fn text(&self) -> String {
+        match (self.state.as_str(), &self.reason) {
+            ("up", _) | (_, None) => "up".to_owned(),
+            (state, Some(reason)) => format!("{state}: {reason}"),
+        }
+    }
+
+    fn hung(&self) -> String {
+        match self.hung_workers {
+            0 => String::new(),
+            hung => format!("; hung in it: {} of ours", count(hung, "worker")),
+        }
     }
 }
 
@@ -292,5 +295,20 @@ mod tests {
         );
         assert!(text.contains("NONE") && !text.contains("unsent"), "{text}");
         assert!(!text.contains('\u{1b}'), "{text}");
+    }
+
+    #[test]
+    fn status_says_how_an_external_volume_answers_and_what_hangs_in_it() {
+        let text = |circuit: serde_json::Value| {
+            let circuit = Circuit::deserialize(&circuit).unwrap();
+            circuit.text() + &circuit.hung()
+        };
+        assert_eq!(text(json!({ "state": "up", "hung_workers": 0 })), "up");
+        let degraded =
+            json!({ "state": "degraded", "since": 1, "reason": "no route", "hung_workers": 2 });
+        assert_eq!(
+            text(degraded),
+            "degraded: no route; hung in it: 2 workers of ours"
+        );
     }
 }

@@ -161,6 +161,7 @@ fn answer(volume: &mut Option<DirVolume>, request: Request) -> Result<Answer> {
     }
 }
 
+/// For a directory that is to become a volume: then one that is missing is a mistake, and not an outage.
 fn resolve(path: &Path) -> Result<Answer> {
     let name = format!("dir:{}", path.display());
     let at = At {
@@ -173,7 +174,7 @@ fn resolve(path: &Path) -> Result<Answer> {
         .map_err(|error| match error.kind() {
             io::ErrorKind::NotFound => at
                 .error(
-                    ErrorClass::Unreachable,
+                    ErrorClass::Permanent,
                     "the directory does not exist: mount the volume, or create it if this is to be a new one",
                 )
                 .with_source(error),
