@@ -317,7 +317,7 @@ pub struct BucketProfile {
     pub server: String,
     /// The ETag of an object is the MD5 of its bytes: what was stored can be compared without reading it.
     pub etag_is_md5: bool,
-    /// Bytes that are not those that were signed for are refused.
+    /// Bytes that do not have the MD5 that was announced for them are refused.
     pub checks_content: bool,
     /// Objects can be sent in parts.
     pub multipart: bool,
