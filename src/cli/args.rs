@@ -57,7 +57,7 @@ pub(super) enum Command {
     Store(Store),
     /// The buckets that this machine knows, for all its backup paths
     #[command(subcommand)]
-    Bucket(bucket::Command),
+    Bucket(Box<bucket::Command>),
     /// Mount the volume, a moment of it, or an external volume alone
     Mount(Mount),
     /// Show the raw objects of an external volume as a directory, for ls, find, cp and rsync

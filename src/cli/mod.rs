@@ -99,7 +99,7 @@ impl Context {
         match command {
             Command::Init => init::run(&self),
             Command::Status => status::run(&mut self),
-            Command::Bucket(command) => bucket::run(&mut self, command),
+            Command::Bucket(command) => bucket::run(&mut self, *command),
             Command::Store(command) => store::run(&mut self, command),
             Command::Mount(mount) => mount::run(&mut self, mount),
             Command::Bridge(bridge) => bridge::run(&mut self, bridge),

@@ -179,7 +179,7 @@ fn refuse_neighbours(volume: &dyn vfs::Volume, config: &S3Config) -> Result<()> 
     while !prefix.is_empty() {
         prefix = prefix.rsplit_once('/').map_or("", |(parent, _)| parent);
         let mut around = config.clone();
-        around.prefix = prefix.to_owned();
+        prefix.clone_into(&mut around.prefix);
         let shown = around.to_string();
         let spec = Spec::S3Bucket {
             bucket_id: "parent".into(),

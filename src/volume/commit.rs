@@ -418,13 +418,13 @@ mod tests {
         let (told, telling) = crossbeam_channel::bounded(4);
         let tell = told.clone();
         queue.commit(Box::new(move |outcome| {
-            tell.send(outcome.is_err()).unwrap()
+            tell.send(outcome.is_err()).unwrap();
         }));
         assert!(telling.is_empty(), "it waits for the committer");
         queue.end();
         let tell = told.clone();
         queue.commit(Box::new(move |outcome| {
-            tell.send(outcome.is_err()).unwrap()
+            tell.send(outcome.is_err()).unwrap();
         }));
         queue.close_epoch(
             None,

@@ -242,7 +242,7 @@ fn tell_daemon(context: &Context, user: &Use) {
     let asked = match Client::connect(&user.path) {
         Ok(Some(client)) => client.ask(&Request::StoreReopen, &mut |_| true).map(drop),
         Ok(None) => Ok(()),
-        Err(failure) => Err(Failure::from(failure)),
+        Err(failure) => Err(failure),
     };
     if let Err(failure) = asked
         && failure.kind != FailureKind::Stopped

@@ -129,16 +129,13 @@ fn prefixes(volume: &dyn Volume) -> Result<Vec<String>> {
             found.sort();
             return Ok(found);
         };
-        let next = match hop {
-            Some(hop) => {
-                limit = PAGE_LEN_MIN;
-                ObjectKey::new(hop)?
-            }
-            None => {
-                let wider = limit.get().saturating_mul(2).min(PAGE_LEN_MAX);
-                limit = NonZeroUsize::new(wider).unwrap_or(PAGE_LEN_MIN);
-                last.key.clone()
-            }
+        let next = if let Some(hop) = hop {
+            limit = PAGE_LEN_MIN;
+            ObjectKey::new(hop)?
+        } else {
+            let wider = limit.get().saturating_mul(2).min(PAGE_LEN_MAX);
+            limit = NonZeroUsize::new(wider).unwrap_or(PAGE_LEN_MIN);
+            last.key.clone()
         };
         if after.as_ref().is_some_and(|after| next <= *after) {
             let object = volume.to_string();

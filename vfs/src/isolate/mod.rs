@@ -155,7 +155,7 @@ impl IsolatedDir {
         let mut lease = self.lend(at, Load::Look, deadline)?;
         match self.ask(&mut lease, at, &request, deadline)?.answer {
             Answer::Path(path) => Ok(path),
-            _ => Err(self.nonsense(at)),
+            _ => Err(Self::nonsense(at)),
         }
     }
 
@@ -181,7 +181,7 @@ impl IsolatedDir {
         self.identity.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn nonsense(&self, at: At<'_>) -> Error {
+    fn nonsense(at: At<'_>) -> Error {
         at.error(
             ErrorClass::Transient,
             "its worker gave an answer to another question; it is asked again",
@@ -233,7 +233,7 @@ impl IsolatedDir {
     ) -> Result<(Answered, T)> {
         let started = Instant::now();
         let Some(member) = lease.member() else {
-            return Err(self.nonsense(at));
+            return Err(Self::nonsense(at));
         };
         let (answered, extra) = match ask(&member.worker) {
             Ok(answer) => answer,
@@ -345,7 +345,7 @@ impl Volume for IsolatedDir {
         });
         match answered? {
             (Answer::Meta(Some(meta)), ()) => Ok(meta),
-            _ => Err(self.nonsense(at)),
+            _ => Err(Self::nonsense(at)),
         }
     }
 
@@ -362,7 +362,7 @@ impl Volume for IsolatedDir {
         });
         match answered? {
             (Answer::Bytes(_), bytes) => Ok(bytes),
-            _ => Err(self.nonsense(at)),
+            _ => Err(Self::nonsense(at)),
         }
     }
 
@@ -371,7 +371,7 @@ impl Volume for IsolatedDir {
         let request = Request::Head { key: key.clone() };
         match self.run_request(at, (Load::Look, self.deadlines.base), &request)? {
             Answer::Meta(meta) => Ok(meta),
-            _ => Err(self.nonsense(at)),
+            _ => Err(Self::nonsense(at)),
         }
     }
 
@@ -389,7 +389,7 @@ impl Volume for IsolatedDir {
             &request,
         )? {
             Answer::Page(page) => Ok(page),
-            _ => Err(self.nonsense(at)),
+            _ => Err(Self::nonsense(at)),
         }
     }
 
@@ -401,7 +401,7 @@ impl Volume for IsolatedDir {
                 keys: some.to_vec(),
             };
             let Answer::Done = self.run_request(at, (Load::Change, patience), &request)? else {
-                return Err(self.nonsense(at));
+                return Err(Self::nonsense(at));
             };
         }
         Ok(())
@@ -411,7 +411,7 @@ impl Volume for IsolatedDir {
         let at = self.at("measure", "");
         match self.run_request(at, (Load::Look, self.deadlines.base), &Request::Space)? {
             Answer::Space(space) => Ok(space),
-            _ => Err(self.nonsense(at)),
+            _ => Err(Self::nonsense(at)),
         }
     }
 
@@ -423,7 +423,7 @@ impl Volume for IsolatedDir {
             &Request::Probe,
         )? {
             Answer::Capabilities(found) => Ok(*found),
-            _ => Err(self.nonsense(at)),
+            _ => Err(Self::nonsense(at)),
         }
     }
 
@@ -443,7 +443,7 @@ impl Volume for IsolatedDir {
         let request = Request::Sweep { older_than };
         match self.run_request(at, (Load::Look, self.deadlines.for_walk()), &request)? {
             Answer::Count(count) => Ok(count),
-            _ => Err(self.nonsense(at)),
+            _ => Err(Self::nonsense(at)),
         }
     }
 }

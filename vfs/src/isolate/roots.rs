@@ -33,6 +33,9 @@ const MOUNTED_ANEW: &str =
 const WORKER_LOST: &str =
     "a worker that had sent something was lost; what was sent since the last look is checked again";
 
+/// Makes the request that opens the root, of the sentinel's bytes if there are any.
+type OpenRequest<'a> = &'a dyn Fn(Option<&Vec<u8>>) -> Request;
+
 impl Identity {
     pub(super) fn new(sentinel: Option<Sentinel>) -> Identity {
         Identity {
@@ -115,7 +118,7 @@ impl IsolatedDir {
             }
         };
         let (answered, accepted) = opened.map_err(|error| error.asked_at(at))?;
-        let place = answered.place.ok_or_else(|| self.nonsense(at))?;
+        let place = answered.place.ok_or_else(|| Self::nonsense(at))?;
         Ok((place, accepted))
     }
 
@@ -124,14 +127,14 @@ impl IsolatedDir {
         lease: &mut Lease,
         at: At<'_>,
         sentinel: &Sentinel,
-        (open, deadline): (&dyn Fn(Option<&Vec<u8>>) -> Request, Instant),
+        (open, deadline): (OpenRequest<'_>, Instant),
     ) -> Result<(Answered, Option<Vec<u8>>)> {
         let peek = Request::Peek {
             path: self.path.clone(),
             key: sentinel.key().clone(),
         };
         let Answer::Sentinel(found) = self.ask(lease, at, &peek, deadline)?.answer else {
-            return Err(self.nonsense(at));
+            return Err(Self::nonsense(at));
         };
         sentinel.judge(at, found.as_deref())?;
         let answered = self.ask(lease, at, &open(found.as_ref()), deadline)?;

@@ -313,7 +313,9 @@ impl Shared {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .clone();
-        listeners.iter().for_each(|listener| listener());
+        for listener in &listeners {
+            listener();
+        }
     }
 
     /// Counts a call, unless the circuit is open.
@@ -365,7 +367,7 @@ impl Shared {
                     tracing::warn!(volume = %self.name, reason, "it does not answer: it is looked for, and not used meanwhile");
                 }
                 Circuit::Up if before.is_down() => {
-                    tracing::info!(volume = %self.name, "it answers again")
+                    tracing::info!(volume = %self.name, "it answers again");
                 }
                 _ => {}
             }
@@ -555,11 +557,11 @@ impl Volume for Breaker {
     }
 
     fn space(&self) -> Result<Option<Space>> {
-        self.call(("measure", ""), |inner| inner.space())
+        self.call(("measure", ""), super::super::volume::Volume::space)
     }
 
     fn probe(&self) -> Result<Capabilities> {
-        self.call(("probe", ""), |inner| inner.probe())
+        self.call(("probe", ""), super::super::volume::Volume::probe)
     }
 
     fn bind(&self, sentinel: Sentinel) -> Result<()> {
@@ -567,7 +569,10 @@ impl Volume for Breaker {
     }
 
     fn verify_identity(&self) -> Result<()> {
-        self.call(("identify", ""), |inner| inner.verify_identity())?;
+        self.call(
+            ("identify", ""),
+            super::super::volume::Volume::verify_identity,
+        )?;
         if !std::mem::take(&mut self.shared.state().remounted) {
             return Ok(());
         }

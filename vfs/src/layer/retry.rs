@@ -77,7 +77,9 @@ impl StopSignal {
             std::mem::take(&mut stop.then)
         };
         changed.notify_all();
-        then.into_iter().for_each(|then| then());
+        for then in then {
+            then();
+        }
     }
 
     /// Calls `then` when it is raised, from the thread that raises it; at once if it is.
