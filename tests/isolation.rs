@@ -205,7 +205,7 @@ fn use_mount(root: &Path, round: &str) {
         };
         clock(0, &mut || write_synced(&path, &bytes));
         clock(1, &mut || {
-            assert_eq!(path.metadata().unwrap().len(), 50_000)
+            assert_eq!(path.metadata().unwrap().len(), 50_000);
         });
         clock(2, &mut || assert!(fs::read_dir(&dir).unwrap().count() > 0));
         clock(3, &mut || assert!(fs::read(&path).unwrap() == bytes));
