@@ -220,11 +220,14 @@ impl Trial {
                 })
                 .collect();
             let mut command = served.command(&["--quiet", "snapshot"]);
+            let is_killed = &is_killed;
             let snapshot = snapshot.map(|delay| {
                 scope.spawn(move || {
                     thread::sleep(delay);
                     let begin = ticks.next();
-                    command.status().unwrap().success().then_some(begin)
+                    let is_done = command.status().unwrap().success();
+                    // Without a daemon the command opens the backup path itself: then it speaks of what was left.
+                    (is_done && !is_killed.load(Ordering::SeqCst)).then_some(begin)
                 })
             });
             thread::sleep(ms(life));
