@@ -23,8 +23,9 @@ use crate::volume::Volume;
 
 /// How long uploads go on after an unmount, unless the command says otherwise. What is left is sent the next time.
 pub const DRAIN_DEFAULT: Duration = Duration::from_secs(30);
-/// The same after a signal: whoever sends one is in a hurry, as is a machine that shuts down.
-const DRAIN_ON_SIGNAL: Duration = Duration::from_secs(5);
+/// The same after a signal: whoever sends one is in a hurry, as is a machine that shuts down. With all else it takes less
+/// than five seconds, also where the external volume hangs.
+const DRAIN_ON_SIGNAL: Duration = Duration::from_secs(3);
 /// After a signal, open files may keep the mount alive for this long.
 const BUSY_PATIENCE: Duration = Duration::from_secs(5);
 /// Those who are told the end may take this long to read it.
