@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 
+use crate::cli::bucket;
 use crate::daemon::Until;
 
 /// How a moment may be written.
@@ -54,6 +55,9 @@ pub(super) enum Command {
     /// The external volume, where packs and archived metadata go
     #[command(subcommand)]
     Store(Store),
+    /// The buckets that this machine knows, for all its backup paths
+    #[command(subcommand)]
+    Bucket(Box<bucket::Command>),
     /// Mount the volume, a moment of it, or an external volume alone
     Mount(Mount),
     /// Show the raw objects of an external volume as a directory, for ls, find, cp and rsync
@@ -69,6 +73,8 @@ pub(super) enum Command {
     /// How much of the line to the external volume is used, and when
     #[command(subcommand)]
     Limits(Limits),
+    /// Every volume in a bucket or below a directory: whose it is, how fresh, what is wrong; exit code 4 if something is
+    Fleet(Fleet),
     /// Look whether everything is there and whole; exit code 4 if not
     Check(Check),
 }
@@ -94,6 +100,14 @@ pub(super) enum Store {
 pub(super) enum StoreSet {
     /// None: packs stay in the backup path
     Local,
+    /// A bucket that this machine knows (tidefs bucket add), or a prefix of one
+    S3 {
+        /// Its label or id
+        bucket: String,
+        /// Where in it: a-z, 0-9, '.', '-', '_' and '/'. By default a prefix of the volume's own, its UUID
+        #[arg(long)]
+        prefix: Option<String>,
+    },
     /// A mounted directory: a disk, NFS, SMB, FUSE. It must exist, and be empty or ours
     Dir {
         /// The directory
@@ -140,9 +154,13 @@ pub(super) struct LimitsSet {
 pub(super) struct Mount {
     #[arg(long, value_name = "TIME", help = TIME_HELP)]
     pub(super) at: Option<String>,
-    /// Mount read-only from an external volume (dir:/path), without a backup path
+    /// Mount read-only from an external volume (dir:/path, s3:BUCKET/prefix, s3://endpoint/bucket/prefix?..), without
+    /// a backup path. Without --at it shows newer epochs as its owner archives them
     #[arg(long, value_name = "SPEC")]
     pub(super) external: Option<String>,
+    /// How often an external volume is looked at for a newer epoch; 0 for never
+    #[arg(long, value_name = "SECONDS", requires = "external")]
+    pub(super) poll: Option<u64>,
     /// Mount options, separated by commas, as in /etc/fstab
     #[arg(short = 'o', value_name = "OPTIONS", action = clap::ArgAction::Append)]
     pub(super) options: Vec<String>,
@@ -202,6 +220,18 @@ pub(super) struct Snapshot {
     pub(super) list: bool,
     /// What to call it
     pub(super) name: Option<String>,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(super) struct Fleet {
+    /// Where: dir:/path, s3:BUCKET[/prefix], s3://endpoint/bucket[/prefix][?..]
+    pub(super) spec: String,
+    /// A volume whose newest epoch is older is stale: 90m, 26h, 7d; a bare number is seconds
+    #[arg(long, value_name = "DURATION")]
+    pub(super) max_age: Option<String>,
+    /// Add up the packs of each volume: lists all of them
+    #[arg(long)]
+    pub(super) size: bool,
 }
 
 #[derive(Debug, ClapArgs)]

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use vfs::{Retry, RetryPolicy, Spec, StopSignal};
+use vfs::Spec;
 
 use crate::cli::args::Bridge as Command;
 use crate::cli::output::clean;
@@ -17,6 +17,8 @@ use crate::daemon::{Failure, background, log};
 use crate::error::Error;
 use crate::fuse::{self, BridgeTree, Lifetimes, MountOptions, OptionList};
 use crate::volume::place;
+use crate::volume::settings::REMOTE_TIMEOUT;
+use crate::volume::store::open_spec;
 
 /// Each takes a request and may wait for the volume with it.
 const THREADS: usize = 16;
@@ -120,9 +122,7 @@ fn open(spec: &Spec) -> Result<Arc<dyn vfs::Volume>, Failure> {
     if let Spec::Dir(path) = spec {
         place::admit_a_look(path)?;
     }
-    let volume = vfs::open(spec)?;
-    let policy = RetryPolicy::default();
-    Ok(Arc::new(Retry::new(volume, policy, StopSignal::new())))
+    Ok(open_spec(spec, REMOTE_TIMEOUT)?.volume)
 }
 
 fn said(ready: &Value) -> String {

@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 use vfs::Spec;
@@ -12,14 +13,19 @@ use crate::cli::args::Mount;
 use crate::cli::output::{clean, moment};
 use crate::cli::serving::{Ready, check_mountpoint, discard_empty, in_background, in_foreground};
 use crate::cli::{Context, Outcome, absolute, begin_command, time};
+use crate::daemon::follow::{Follower, POLL_DEFAULT};
 use crate::daemon::moment::open_moments;
 use crate::daemon::opening::open_to_serve;
 use crate::daemon::serve::{Serving, serve_view};
-use crate::daemon::{Failure, background, log};
+use crate::daemon::{Failure, arenas, background, log};
 use crate::fuse::{self, MountOptions, OptionList};
-use crate::volume::external::{ExternalVolume, open_external};
+use crate::volume::EpochEntry;
+use crate::volume::external::{ExternalVolume, open_guarded};
+use crate::volume::follow::FollowTree;
 use crate::volume::init::read_identity;
+use crate::volume::settings::REMOTE_TIMEOUT;
 use crate::volume::snapshots::SnapshotsTree;
+use crate::volume::store::open_spec;
 
 /// What is mounted, and how.
 #[derive(Debug)]
@@ -40,7 +46,7 @@ enum What {
     /// A moment of it, from what is on the local disk. Needs no lock: what it reads never changes.
     Moment(PathBuf, String),
     /// An external volume, alone.
-    External(Spec, Option<String>),
+    External(Spec, Option<String>, Duration),
 }
 
 pub(super) fn run(context: &mut Context, mount: Mount) -> Outcome {
@@ -55,7 +61,10 @@ impl Plan {
         let external = mount.external.or_else(|| options.external.clone());
         let at = mount.at.or_else(|| options.at.clone());
         let what = match external {
-            Some(spec) => What::External(parse_spec(&spec)?, at),
+            Some(spec) => {
+                let poll = poll_of(mount.poll.or(options.poll_secs));
+                What::External(parse_spec(&spec)?, at, poll)
+            }
             None => of_path(context.root()?, at),
         };
         Plan::with(
@@ -76,10 +85,11 @@ impl Plan {
         options: OptionList,
     ) -> Result<Plan, Failure> {
         let at = options.at.clone();
+        let poll = poll_of(options.poll_secs);
         let what = match &options.external {
-            Some(spec) => What::External(parse_spec(spec)?, at),
+            Some(spec) => What::External(parse_spec(spec)?, at, poll),
             None if !source.starts_with('/') && source.contains(':') => {
-                What::External(parse_spec(source)?, at)
+                What::External(parse_spec(source)?, at, poll)
             }
             None => of_path(absolute(Path::new(source))?, at),
         };
@@ -124,10 +134,14 @@ impl Plan {
     /// Mounts, from the background unless told otherwise.
     pub(super) fn run(&self, context: &mut Context) -> Outcome {
         if let Some(log) = &self.background_log {
+            arenas::limit()?;
             let is_own_log = !matches!(self.what, What::Live(_));
             return in_background(context, (log, is_own_log), |context, ready| {
                 self.serve(context, ready)
             });
+        }
+        if self.foreground {
+            arenas::limit()?;
         }
         self.check(context)?;
         if self.foreground {
@@ -149,7 +163,7 @@ impl Plan {
         let (path, at) = match &self.what {
             What::Live(root) => (Some(root), None),
             What::Moment(root, at) => (Some(root), Some(at)),
-            What::External(_, at) => (None, at.as_ref()),
+            What::External(_, at, _) => (None, at.as_ref()),
         };
         if let Some(path) = path {
             args.extend(["--path".into(), path.into()]);
@@ -159,8 +173,9 @@ impl Plan {
         if let Some(at) = at {
             args.push(format!("--at={at}").into());
         }
-        if let What::External(spec, _) = &self.what {
+        if let What::External(spec, _, poll) = &self.what {
             args.push(format!("--external={spec}").into());
+            args.push(format!("--poll={}", poll.as_secs()).into());
         }
         if !self.options_text.is_empty() {
             args.extend(["-o".into(), (&self.options_text).into()]);
@@ -180,8 +195,11 @@ impl Plan {
                 let shown = root.display().to_string();
                 self.serve_view(context, (&open_moments(root)?, &shown), Some(at), ready)
             }
-            What::External(spec, at) => {
-                let external = open_external(vfs::open(spec)?)?;
+            What::External(spec, None, poll) if !poll.is_zero() => {
+                self.serve_following(spec, *poll, ready)
+            }
+            What::External(spec, at, _) => {
+                let external = open_guarded(open_spec(spec, REMOTE_TIMEOUT)?)?;
                 self.serve_view(
                     context,
                     (&external, &spec.to_string()),
@@ -212,6 +230,58 @@ impl Plan {
         serving.run(control, Some(mounted), || ready(document))
     }
 
+    fn serve_following(
+        &self,
+        spec: &Spec,
+        poll: Duration,
+        ready: impl FnOnce(Value) -> std::io::Result<()>,
+    ) -> Outcome {
+        let external = open_guarded(open_spec(spec, REMOTE_TIMEOUT)?)?;
+        let shown = spec.to_string();
+        let epochs = external.epochs()?;
+        let entry = epochs.into_iter().max_by_key(|entry| entry.epoch);
+        let mut document = self.view_document(&external, &shown, entry);
+        if let Some(document) = document.as_object_mut() {
+            document.insert("poll_secs".into(), json!(poll.as_secs()));
+        }
+        let options = MountOptions {
+            source: shown,
+            read_only: true,
+            ..self.options.clone()
+        };
+        let tree = FollowTree::new(external)?;
+        let mounted = fuse::mount(tree.clone(), &self.mountpoint, &options)?;
+        if let Some(document) = document.as_object_mut() {
+            document.insert("mountpoint".into(), json!(mounted.mountpoint()));
+        }
+        let _follower = Follower::start(tree, mounted.notifier(), poll)?;
+        serve_view(mounted, || ready(document))
+    }
+
+    /// What is said of a view that is mounted.
+    fn view_document(
+        &self,
+        external: &ExternalVolume,
+        shown: &str,
+        entry: Option<EpochEntry>,
+    ) -> Value {
+        let epoch = entry
+            .as_ref()
+            .map_or(external.record().epoch, |entry| entry.epoch);
+        json!({
+            "mountpoint": self.mountpoint,
+            "external": matches!(self.what, What::External(..)).then_some(shown),
+            "backup_path": matches!(self.what, What::Moment(..)).then_some(shown),
+            "volume": external.identity().volume,
+            "owner": external.identity().owner,
+            "epoch": epoch,
+            "time": entry.as_ref().map(|entry| entry.time),
+            "name": entry.and_then(|entry| entry.name),
+            "read_only": true,
+            "pid": std::process::id(),
+        })
+    }
+
     fn serve_view(
         &self,
         context: &Context,
@@ -234,18 +304,10 @@ impl Plan {
             ..self.options.clone()
         };
         let mounted = fuse::mount(tree, &self.mountpoint, &options)?;
-        let document = json!({
-            "mountpoint": mounted.mountpoint(),
-            "external": matches!(self.what, What::External(..)).then_some(shown),
-            "backup_path": matches!(self.what, What::Moment(..)).then_some(shown),
-            "volume": external.identity().volume,
-            "owner": external.identity().owner,
-            "epoch": epoch,
-            "time": entry.as_ref().map(|entry| entry.time),
-            "name": entry.and_then(|entry| entry.name),
-            "read_only": true,
-            "pid": std::process::id(),
-        });
+        let mut document = self.view_document(external, shown, entry);
+        if let Some(document) = document.as_object_mut() {
+            document.insert("mountpoint".into(), json!(mounted.mountpoint()));
+        }
         serve_view(mounted, || ready(document))
     }
 }
@@ -255,6 +317,11 @@ fn of_path(root: PathBuf, at: Option<String>) -> What {
         Some(at) => What::Moment(root, at),
         None => What::Live(root),
     }
+}
+
+/// Half a minute, unless it was said.
+fn poll_of(secs: Option<u64>) -> Duration {
+    secs.map_or(POLL_DEFAULT, Duration::from_secs)
 }
 
 fn parse_spec(text: &str) -> Result<Spec, Failure> {
@@ -281,5 +348,8 @@ fn said(ready: &Value) -> String {
         }
     }
     text.push('.');
+    if ready.get("poll_secs").is_some() {
+        text.push_str(" Newer epochs are shown as its owner archives them.");
+    }
     text
 }

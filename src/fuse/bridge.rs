@@ -169,6 +169,13 @@ impl Tree for BridgeTree {
         })
     }
 
+    fn listed(&self, _: Ino, ino: Ino, counted: bool) -> Ino {
+        if counted {
+            self.hold(ino);
+        }
+        ino
+    }
+
     fn hold(&self, ino: Ino) {
         self.bridge.hold(ino.0);
     }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
-use vfs::{LimitHandle, LimitPlan, Limited, Limits, Timetable};
+use vfs::{Guarded, LimitHandle, LimitPlan, Limited, Limits, Timetable};
 
 use crate::error::{Error, Result};
 use crate::volume::engine::Volume;
@@ -133,8 +133,11 @@ pub(super) fn handle(settings: &Settings) -> LimitHandle {
 }
 
 /// `external`, held back. Put it outermost.
-pub fn hold_back(external: Arc<dyn vfs::Volume>, limits: &LimitHandle) -> Arc<dyn vfs::Volume> {
-    Arc::new(Limited::new(external, limits.clone()))
+pub fn hold_back(external: Guarded, limits: &LimitHandle) -> Guarded {
+    Guarded {
+        volume: Arc::new(Limited::new(external.volume, limits.clone())),
+        ..external
+    }
 }
 
 impl Volume {

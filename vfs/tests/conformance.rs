@@ -10,8 +10,8 @@ use std::time::Duration;
 use tempfile::TempDir;
 use vfs::testkit::conformance;
 use vfs::{
-    DirVolume, FaultControls, Faulty, MemoryVolume, Retry, RetryPolicy, StopSignal, Volume,
-    VolumeExt,
+    Breaker, BreakerPolicy, DirVolume, FaultControls, Faulty, MemoryVolume, Retry, RetryPolicy,
+    StopSignal, Volume, VolumeExt,
 };
 
 /// Makes volumes in directories that live as long as this.
@@ -101,6 +101,15 @@ fn a_limited_directory_keeps_the_contract() {
             timetable: vfs::Timetable::default(),
         });
         Arc::new(vfs::Limited::new(directories.make(disk()), limits))
+    });
+}
+
+#[test]
+fn a_directory_behind_a_breaker_keeps_the_contract() {
+    let directories = Directories::default();
+    conformance(&|| {
+        let inner = directories.make(disk());
+        Arc::new(Breaker::start(inner, BreakerPolicy::default(), StopSignal::new()).unwrap())
     });
 }
 

@@ -92,6 +92,7 @@ fn try_out(
         list_after_put: false,
         put_latency: Duration::ZERO,
         get_latency: Duration::ZERO,
+        bucket: None,
         warnings: Vec::new(),
     };
     if fsync {
