@@ -105,7 +105,7 @@ fn test(context: &mut Context, spec: Option<&str>, fstab: Option<&Path>) -> Outc
         None => spec_of(context)?,
     };
     let place = match &spec {
-        Spec::Dir(path) => Some((path.as_path(), look_at(path, fstab)?)),
+        Spec::Dir(path) => Some(look_at(path, fstab)?),
         _ => None,
     };
     let volume = open_spec(&spec, REMOTE_TIMEOUT)?.volume;
@@ -113,7 +113,7 @@ fn test(context: &mut Context, spec: Option<&str>, fstab: Option<&Path>) -> Outc
     let trial = try_out(&*volume)?;
     let mut warnings = place
         .as_ref()
-        .map_or_else(Vec::new, |(path, found)| place::concerns(path, found, None));
+        .map_or_else(Vec::new, |found| place::concerns(found, None));
     // The bucket behind a mount is known from outside and by trying.
     let tried = trial
         .profile
@@ -127,7 +127,7 @@ fn test(context: &mut Context, spec: Option<&str>, fstab: Option<&Path>) -> Outc
         "spec": spec.to_string(),
         "volume": belongs.as_ref().map(|identity| &identity.volume),
         "owner": belongs.as_ref().map(|identity| &identity.owner),
-        "place": place.as_ref().map(|(_, found)| place_document(found)),
+        "place": place.as_ref().map(place_document),
         "warnings": warnings,
     });
     if let (Some(document), Value::Object(more)) = (document.as_object_mut(), more) {
@@ -140,7 +140,7 @@ fn test(context: &mut Context, spec: Option<&str>, fstab: Option<&Path>) -> Outc
     let mut lines = vec![("external volume", spec.to_string()), ("holds", holds)];
     lines.extend(trial.lines());
     lines.extend(warnings.iter().map(|warning| ("WARNING", warning.clone())));
-    let is_refused = place.is_some_and(|(_, found)| found.refusal(false).is_some());
+    let is_refused = place.is_some_and(|found| found.refusal(false).is_some());
     let verdict = if is_refused {
         "put, read back and deleted, but store set refuses it without --force".into()
     } else if warnings.is_empty() {

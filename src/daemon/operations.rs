@@ -68,7 +68,7 @@ pub fn perform(
 
 fn store_set(volume: &Volume, choice: &Choice, look: Look<'_>) -> Result<Value, Failure> {
     let warnings = match choice {
-        Choice::Dir(path) => place::concerns(path, &place::admit(path, look)?, Some(volume.root())),
+        Choice::Dir(path) => place::concerns(&place::admit(path, look)?, Some(volume.root())),
         Choice::S3 { .. } | Choice::Local => Vec::new(),
     };
     let store = volume.choose_store(choice)?;

@@ -1,12 +1,12 @@
 //! Whether a directory may become the external volume: judged before anything is written there.
 
-use std::fs;
-use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use vfs::dir::{Assessment, FSTAB, RefusalCause, assess};
+use vfs::dir::{Assessment, FSTAB, Refusal, RefusalCause, assess};
 
 use crate::error::{Error, Result};
+use crate::volume::settings::REMOTE_TIMEOUT;
+use crate::volume::store;
 
 /// How a place is looked at.
 #[derive(Clone, Copy, Debug, Default)]
@@ -19,22 +19,30 @@ pub struct Look<'a> {
 
 /// What the directory stands on. Refused if that will not do.
 pub fn admit(path: &Path, look: Look<'_>) -> Result<Assessment> {
-    let found = assess(path, look.fstab.unwrap_or(Path::new(FSTAB)));
+    let found = awake(path, look.fstab.unwrap_or(Path::new(FSTAB)));
     match found.refusal(look.forced) {
         Some(refusal) => Err(Error::Refused(refusal.text.clone())),
         None => Ok(found),
     }
 }
 
+/// The same, with an automount given the chance to mount, by a worker: it may hang over it.
+fn awake(path: &Path, fstab: &Path) -> Assessment {
+    let found = assess(path, fstab);
+    if !found.is_automount() {
+        return found;
+    }
+    if let Err(error) = store::resolve(path, REMOTE_TIMEOUT) {
+        tracing::debug!("the automount did not answer: {}", error.chain());
+    }
+    assess(path, fstab)
+}
+
 /// Whether it makes sense to show what is there: an empty mount point is not the volume.
 pub fn admit_a_look(path: &Path) -> Result<()> {
-    let found = assess(path, Path::new(FSTAB));
-    let is_absent = |cause| matches!(cause, RefusalCause::NotMounted | RefusalCause::Dead);
-    match found
-        .refusals
-        .iter()
-        .find(|refusal| is_absent(refusal.cause))
-    {
+    let found = awake(path, Path::new(FSTAB));
+    let is_absent = |refusal: &&Refusal| refusal.cause == RefusalCause::NotMounted;
+    match found.refusals.iter().find(is_absent) {
         Some(refusal) => Err(Error::Refused(refusal.text.clone())),
         None => Ok(()),
     }
@@ -42,16 +50,17 @@ pub fn admit_a_look(path: &Path) -> Result<()> {
 
 /// What is to be said to somebody who takes it all the same, or whom it concerns: forced refusals, then warnings. Also
 /// that it shares its file system with the backup path, whose loss it is there for.
-pub fn concerns(path: &Path, found: &Assessment, root: Option<&Path>) -> Vec<String> {
+pub fn concerns(found: &Assessment, root: Option<&Path>) -> Vec<String> {
     let mut concerns: Vec<String> = found
         .refusals
         .iter()
         .map(|refusal| refusal.text.clone())
         .collect();
     concerns.extend(found.warnings.iter().cloned());
-    let device = |path: &Path| fs::metadata(path).map(|found| found.dev()).ok();
+    // By the table of mounts, not by a look: see `vfs::dir`.
     if let Some(root) = root
-        && device(path).is_some_and(|there| device(root) == Some(there))
+        && !found.device.is_empty()
+        && assess(root, Path::new(FSTAB)).device == found.device
     {
         concerns.push(format!(
             "It shares its file system with the backup path {}: what takes that disk takes both.",
@@ -63,6 +72,8 @@ pub fn concerns(path: &Path, found: &Assessment, root: Option<&Path>) -> Vec<Str
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]
@@ -79,7 +90,7 @@ mod tests {
         let error = admit(&nas.join("deep"), look).unwrap_err();
         assert!(error.to_string().contains("but not mounted"), "{error}");
         let found = admit(&root, look).unwrap();
-        let told = concerns(&root, &found, Some(&nas)).join(" ");
+        let told = concerns(&found, Some(&nas)).join(" ");
         assert!(told.contains("shares its file system"), "{told}");
     }
 }

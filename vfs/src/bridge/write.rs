@@ -43,11 +43,10 @@ impl Bridge {
         let What::File { len, .. } = what else {
             return Err(Errno::EISDIR.into());
         };
-        if let Some(stage) = self.stage(number) {
+        if let Some(stage) = self.join_stage(number) {
             if truncate {
-                stage.set_len(0)?;
+                stage.set_len(0).inspect_err(|_| self.release(number))?;
             }
-            stage.state().openings += 1;
             return Ok(());
         }
         if write || truncate {
@@ -60,8 +59,7 @@ impl Bridge {
                 return Err(Errno::EOPNOTSUPP.into());
             }
             // Opened and closed, an empty file is what it was.
-            let stage = self.add_stage(number, &path, (true, len > 0))?;
-            stage.state().openings += 1;
+            self.add_stage((number, &path), (true, len > 0), 1)?;
             return Ok(());
         }
         let key = ObjectKey::new(&*path)?;
@@ -103,24 +101,33 @@ impl Bridge {
         }
     }
 
-    /// Makes an empty file in place of the object; those who read that one read this from now on.
+    /// Counts one more opening of a file that is being written.
+    fn join_stage(&self, number: u64) -> Option<Arc<Stage>> {
+        let state = self.state();
+        let stage = state.stages.get(&number)?;
+        stage.state().openings += 1;
+        Some(Arc::clone(stage))
+    }
+
+    /// Makes an empty file in place of the object, opened so often; those who read that one read this from now on.
     fn add_stage(
         &self,
-        number: u64,
-        path: &Arc<str>,
+        (number, path): (u64, &Arc<str>),
         (is_there, is_dirty): (bool, bool),
+        openings: u64,
     ) -> Outcome<Arc<Stage>> {
         let stage = Stage::new(&self.temporary, Arc::clone(path), is_there)?;
         let mut state = self.state();
         // Somebody was quicker.
         if let Some(stage) = state.stages.get(&number) {
+            stage.state().openings += openings;
             return Ok(Arc::clone(stage));
         }
         let readers = self.reads.give_up(number);
         for _ in 0..readers {
             state.names.unpin(number);
         }
-        stage.state().openings = readers;
+        stage.state().openings = readers + openings;
         stage.state().is_dirty = is_dirty;
         let stage = Arc::new(stage);
         state.names.pin(number);
@@ -128,9 +135,12 @@ impl Bridge {
         Ok(stage)
     }
 
-    fn drop_stage(&self, number: u64) {
+    /// The end of a file that nobody has open. Looked at under the lock under which openings are counted.
+    fn drop_unused_stage(&self, number: u64) {
         let mut state = self.state();
-        if state.stages.remove(&number).is_some() {
+        let stage = state.stages.get(&number);
+        if stage.is_some_and(|stage| stage.state().openings == 0) {
+            state.stages.remove(&number);
             state.names.unpin(number);
         }
     }
@@ -167,7 +177,7 @@ impl Bridge {
             if is_lost {
                 self.state().names.remove_number(number);
             }
-            self.drop_stage(number);
+            self.drop_unused_stage(number);
         }
     }
 
@@ -202,11 +212,9 @@ impl Bridge {
             (Some(stage), _) => stage.set_len(len)?,
             (None, What::File { len: had, .. }) if had == len => {}
             (None, _) if len == 0 => {
-                let stage = self.add_stage(number, &path, (true, true))?;
+                self.add_stage((number, &path), (true, true), 0)?;
                 let outcome = self.flush(number);
-                if stage.state().openings == 0 {
-                    self.drop_stage(number);
-                }
+                self.drop_unused_stage(number);
                 outcome?;
             }
             (None, _) => {
@@ -259,7 +267,7 @@ impl Bridge {
             modified: None,
         };
         let number = self.state().names.note(&path, new, Instant::now());
-        if let Err(fault) = self.add_stage(number, &path.as_str().into(), (false, true)) {
+        if let Err(fault) = self.add_stage((number, &path.as_str().into()), (false, true), 0) {
             self.state().names.remove(&path);
             return Err(fault);
         }
@@ -285,17 +293,14 @@ impl Bridge {
             return Err(Errno::EISDIR.into());
         }
         let (path, _) = self.state().path(node.number)?;
-        let stage = self.stage(node.number);
-        if let Some(stage) = &stage {
+        if let Some(stage) = self.stage(node.number) {
             stage.abandon();
         }
         if let Ok(key) = ObjectKey::new(&*path) {
             self.volume.delete(&[key])?;
         }
         self.forget_path(&path);
-        if stage.is_some_and(|stage| stage.state().openings == 0) {
-            self.drop_stage(node.number);
-        }
+        self.drop_unused_stage(node.number);
         Ok(())
     }
 
@@ -411,9 +416,7 @@ impl Bridge {
             self.volume.delete(&[old])?;
         }
         self.forget_path(&path);
-        if stage.state().openings == 0 {
-            self.drop_stage(number);
-        }
+        self.drop_unused_stage(number);
         Ok(())
     }
 

@@ -2,15 +2,15 @@
 //! fstab say about the mount it is in.
 //!
 //! What cannot be seen from outside is tried out by the probe; what is told by no mount option (whose volume it is) by
-//! the sentinel. Nothing is created here, the directory itself least of all.
+//! the sentinel. Nothing is created here, the directory itself least of all. No mount is touched that may hang
+//! (invariant 5): what the path leads to is found in the table of mounts.
 
+use std::collections::VecDeque;
+use std::ffi::OsString;
 use std::fmt::Display;
 use std::fs;
 use std::io;
-use std::path::{Path, PathBuf};
-
-use nix::errno::Errno;
-use nix::sys::statfs::{FUSE_SUPER_MAGIC, NFS_SUPER_MAGIC, SMB_SUPER_MAGIC, statfs};
+use std::path::{Component, Path, PathBuf};
 
 use crate::volume::MountKind;
 
@@ -21,6 +21,10 @@ pub const FSTAB: &str = "/etc/fstab";
 const MOUNTINFO: &str = "/proc/self/mountinfo";
 /// What our own mounts say they are.
 const OURS: &str = "fuse.tidefs";
+/// A place where something is mounted when it is used.
+const AUTOMOUNT: &str = "autofs";
+/// As the kernel has it: then they lead in a circle.
+const LINKS_MAX: usize = 40;
 
 /// What a directory stands on, and whether it will do.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -33,6 +37,8 @@ pub struct Assessment {
     pub file_system: String,
     /// What is mounted: a device, `server:/export`.
     pub source: String,
+    /// Major and minor number of the file system, `0:52`: the same in two places means the same one. Empty if not known.
+    pub device: String,
     /// The options it is mounted with.
     pub options: Vec<String>,
     /// A line of fstab brings a mount here, or to a directory above.
@@ -58,8 +64,6 @@ pub struct Refusal {
 pub enum RefusalCause {
     /// What fstab wants mounted there is not.
     NotMounted,
-    /// The server of a FUSE mount is gone.
-    Dead,
     /// It is mounted read-only.
     ReadOnly,
     /// NFS that gives up: it loses what programs believe was written.
@@ -83,11 +87,14 @@ impl Assessment {
             .iter()
             .find(|refusal| !(forced && refusal.cause.can_be_forced()))
     }
+
+    /// Something may be mounted there as soon as somebody uses it: use it, and look again.
+    pub fn is_automount(&self) -> bool {
+        self.file_system == AUTOMOUNT
+    }
 }
 
 /// Looks at `path` as a place for a volume; `fstab` is [`FSTAB`], unless another says what is to be mounted.
-///
-/// Resolves the path and wakes an automount, so that it may wait for as long as the mount does.
 pub fn assess(path: &Path, fstab: &Path) -> Assessment {
     let mut unread = Vec::new();
     let wanted = match fs::read(fstab) {
@@ -102,54 +109,65 @@ pub fn assess(path: &Path, fstab: &Path) -> Assessment {
             Vec::new()
         }
     };
-    let touched = fs::metadata(path);
-    let resolved = resolve(path);
-    let mount = fs::read(MOUNTINFO)
-        .ok()
-        .and_then(|text| mountinfo::holding(&text, &resolved));
-    let mut found = match mount {
-        Some(mount) => judge(&resolved, mount, (fstab, &wanted)),
-        None => Assessment {
-            kind: kind_by_magic(&resolved),
-            ..judge(&resolved, Mount::unknown(), (fstab, &wanted))
-        },
-    };
-    if let Err(error) = touched
-        && error.raw_os_error() == Some(Errno::ENOTCONN as i32)
-    {
-        found.refuse(
-            RefusalCause::Dead,
-            format!(
-                "{} is a dead mount, its server process is gone: unmount it (umount -l {0}) and mount it again; nothing was written",
-                found.mount_point.display()
-            ),
-        );
-    }
+    let mounts = fs::read(MOUNTINFO).unwrap_or_else(|error| {
+        unread.push(format!(
+            "{MOUNTINFO} cannot be read ({error}): what is mounted here is not known."
+        ));
+        Vec::new()
+    });
+    let resolved = resolve(path, &mounts);
+    let mount = mountinfo::holding(&mounts, &resolved).unwrap_or_else(Mount::unknown);
+    let mut found = judge(&resolved, mount, (fstab, &wanted));
     found.warnings.append(&mut unread);
     found
 }
 
-/// Without symbolic links, as far as it exists: what is missing at the end is named as it was.
-fn resolve(path: &Path) -> PathBuf {
-    let mut missing = PathBuf::new();
-    for above in path.ancestors() {
-        if let Ok(found) = fs::canonicalize(above) {
-            return found.join(missing).components().collect();
+/// Without symbolic links, as far as that can be told without a look into a mount that may hang: from there on, and from
+/// what is missing, it is named as it was.
+fn resolve(path: &Path, mounts: &[u8]) -> PathBuf {
+    let mut rest: VecDeque<OsString> = names(path).collect();
+    let mut resolved = PathBuf::from("/");
+    let mut links = 0;
+    while let Some(name) = rest.pop_front() {
+        if name == ".." {
+            resolved.pop();
+            continue;
         }
-        if let Some(name) = above.file_name() {
-            missing = Path::new(name).join(missing);
+        let next = resolved.join(&name);
+        let link = if may_hang(&next, mounts) || links == LINKS_MAX {
+            None
+        } else {
+            fs::read_link(&next).ok()
+        };
+        match link {
+            Some(target) => {
+                links += 1;
+                if target.is_absolute() {
+                    resolved = PathBuf::from("/");
+                }
+                for name in names(&target).collect::<Vec<_>>().into_iter().rev() {
+                    rest.push_front(name);
+                }
+            }
+            None => resolved = next,
         }
     }
-    path.to_owned()
+    resolved
 }
 
-fn kind_by_magic(path: &Path) -> MountKind {
-    match statfs(path).map(|stat| stat.filesystem_type()) {
-        Ok(NFS_SUPER_MAGIC) => MountKind::Nfs,
-        Ok(SMB_SUPER_MAGIC) => MountKind::Cifs,
-        Ok(FUSE_SUPER_MAGIC) => MountKind::Fuse,
-        _ => MountKind::Disk,
-    }
+fn names(path: &Path) -> impl Iterator<Item = OsString> {
+    path.components().filter_map(|component| match component {
+        Component::Normal(name) => Some(name.to_owned()),
+        Component::ParentDir => Some("..".into()),
+        _ => None,
+    })
+}
+
+/// Whether a look at `path` may wait for a server or a daemon.
+fn may_hang(path: &Path, mounts: &[u8]) -> bool {
+    mountinfo::holding(mounts, path).is_some_and(|mount| {
+        mountinfo::kind(&mount.file_system) != MountKind::Disk || mount.file_system == AUTOMOUNT
+    })
 }
 
 /// The verdict on `path`, which has no symbolic links in it and is in `mount`.
@@ -161,6 +179,7 @@ fn judge(path: &Path, mount: Mount, (fstab, lines): (&Path, &[u8])) -> Assessmen
         mount_point: mount.place.clone(),
         file_system: mount.file_system.clone(),
         source: mount.source.clone(),
+        device: mount.device.clone(),
         options: mount.options.clone(),
         fstab_expects_mount: wanted.is_some(),
         refusals: Vec::new(),
@@ -233,7 +252,7 @@ impl Assessment {
                 RefusalCause::NotMounted,
                 format!("{place} is in {fstab} but not mounted: mount it first (mount {place}); nothing was written"),
             );
-        } else if self.file_system == "autofs" {
+        } else if self.is_automount() {
             self.refuse(
                 RefusalCause::NotMounted,
                 format!("{place} is an automount that does not mount: find out why (mount {place}); nothing was written"),
@@ -243,7 +262,7 @@ impl Assessment {
         if wanted.place == self.mount_point
             && matches!(expected, MountKind::Nfs | MountKind::Cifs)
             && expected != self.kind
-            && self.file_system != "autofs"
+            && !self.is_automount()
         {
             self.warn(format!(
                 "{place} is {} ({}), where {fstab} wants {} ({}): make sure that this is meant.",

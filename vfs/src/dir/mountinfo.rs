@@ -12,6 +12,8 @@ use crate::volume::MountKind;
 pub(super) struct Mount {
     id: u64,
     parent: u64,
+    /// Major and minor number.
+    pub(super) device: String,
     pub(super) place: PathBuf,
     pub(super) file_system: String,
     pub(super) source: String,
@@ -25,6 +27,7 @@ impl Mount {
         Mount {
             id: 0,
             parent: 0,
+            device: String::new(),
             place: PathBuf::new(),
             file_system: "unknown".to_owned(),
             source: String::new(),
@@ -86,7 +89,8 @@ fn parse(line: &[u8]) -> Option<Mount> {
             .ok()
     };
     let (id, parent) = (number()?, number()?);
-    let place = unescape(fields.nth(2)?);
+    let device = text(fields.next()?);
+    let place = unescape(fields.nth(1)?);
     let own_options = fields.next()?;
     let mut rest = fields.skip_while(|field| *field != b"-").skip(1);
     let file_system = text(rest.next()?);
@@ -105,6 +109,7 @@ fn parse(line: &[u8]) -> Option<Mount> {
     Some(Mount {
         id,
         parent,
+        device,
         place: PathBuf::from(OsString::from_vec(place)),
         file_system,
         source,

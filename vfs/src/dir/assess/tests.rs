@@ -169,3 +169,36 @@ fn a_missing_directory_is_judged_by_what_is_above_it_and_is_not_made() {
     assert_eq!(causes(&assess(&real, &dir.path().join("no-fstab"))), []);
     warns(&assess(&real, dir.path()), "cannot be read");
 }
+
+#[test]
+fn nothing_in_a_mount_that_may_hang_is_looked_at() {
+    let dir = tempfile::tempdir().unwrap();
+    let real = dir.path().canonicalize().unwrap();
+    let nas = real.join("nas");
+    fs::create_dir(&nas).unwrap();
+    // What a look would find, if there were one.
+    std::os::unix::fs::symlink("/elsewhere", nas.join("link")).unwrap();
+    std::os::unix::fs::symlink("nas/../nas/link", real.join("to-nas")).unwrap();
+    std::os::unix::fs::symlink("round", real.join("round")).unwrap();
+    let mounts = |kind: &str| {
+        let place = nas.display();
+        format!("1 0 0:1 / / rw - ext4 a rw\n2 1 0:2 / {place} rw - {kind} b rw\n").into_bytes()
+    };
+    for path in ["nas/link/x", "to-nas/x", "to-nas/./y/../x"] {
+        for kind in ["nfs4", "fuse.sshfs", "autofs"] {
+            assert_eq!(
+                resolve(&real.join(path), &mounts(kind)),
+                nas.join("link/x"),
+                "{path} {kind}"
+            );
+        }
+        assert_eq!(
+            resolve(&real.join(path), &mounts("ext4")),
+            Path::new("/elsewhere/x")
+        );
+    }
+    assert_eq!(
+        resolve(&real.join("round/x"), &mounts("ext4")),
+        real.join("round/x")
+    );
+}
