@@ -11,8 +11,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
 use s3_server::{Action, Request, Server};
-use vfs::s3::{Credentials, S3Volume, StorageClasses};
-use vfs::testkit::conformance;
+use vfs::s3::{Credentials, S3Volume};
+use vfs::testkit::{RULES, conformance};
 use vfs::{
     Body, ErrorClass, ObjectKey, Precondition, Retry, RetryPolicy, S3Config, Secret, Spec,
     StopSignal, Volume, VolumeExt,
@@ -78,26 +78,46 @@ fn open(config: S3Config) -> Swept {
     Swept(S3Volume::open(config).unwrap())
 }
 
+/// The contract, but for what a server that ignores conditions cannot keep: there it is an early warning, as documented.
+fn keeps_the_contract(make: &dyn Fn() -> S3Volume) {
+    let conditional = make().probe().unwrap().exclusive_create;
+    for (name, rule) in RULES {
+        if *name == "if-absent has one winner" && !conditional {
+            eprintln!("left out: {name}");
+            continue;
+        }
+        eprintln!("{name}");
+        let volume = Retry::new(Arc::new(make()), RetryPolicy::default(), StopSignal::new());
+        rule(&volume);
+    }
+}
+
 #[test]
 fn a_bucket_keeps_the_contract() {
-    let Some(_) = bucket() else { return };
-    conformance(&|| Arc::new(S3Volume::open(bucket().unwrap()).unwrap()));
+    let Some(config) = bucket() else { return };
+    if S3Volume::open(config)
+        .unwrap()
+        .probe()
+        .unwrap()
+        .exclusive_create
+    {
+        conformance(&|| Arc::new(S3Volume::open(bucket().unwrap()).unwrap()));
+    } else {
+        keeps_the_contract(&|| S3Volume::open(bucket().unwrap()).unwrap());
+    }
 }
 
 #[test]
 fn a_bucket_of_small_parts_and_few_connections_keeps_the_contract() {
     let Some(_) = bucket() else { return };
-    conformance(&|| {
+    keeps_the_contract(&|| {
         let mut config = bucket().unwrap();
         config.limits.single_put_len_max = 1 << 20;
         config.limits.part_len = 5 << 20;
         config.limits.memory_max = 5 << 20;
         config.limits.connections_max = 1;
-        Arc::new(Retry::new(
-            Arc::new(S3Volume::open(config).unwrap()),
-            RetryPolicy::default(),
-            StopSignal::new(),
-        ))
+        config.sign_bodies = true;
+        S3Volume::open(config).unwrap()
     });
 }
 
@@ -348,21 +368,4 @@ fn what_is_wrong_with_a_bucket_is_named() {
     assert!(error.is_unreachable(), "{error:?}");
     let error = refused(&|config| config.endpoint = "http://no-such-host.invalid".into());
     assert!(error.is_unreachable(), "{error:?}");
-}
-
-#[test]
-fn a_storage_class_is_that_of_the_kind_of_object() {
-    let Some(mut config) = bucket() else { return };
-    config.storage_class = StorageClasses {
-        items: Some("NO-SUCH-CLASS".into()),
-        ..StorageClasses::default()
-    };
-    let volume = open(config);
-    volume
-        .put(&key("server/x"), Body::Bytes(b"1"), Precondition::None)
-        .unwrap();
-    let error = volume
-        .put(&key("items/x"), Body::Bytes(b"1"), Precondition::None)
-        .unwrap_err();
-    assert_eq!(error.class(), ErrorClass::Permanent, "{error:?}");
 }

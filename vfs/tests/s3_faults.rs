@@ -31,11 +31,16 @@ fn config(server: &Server) -> S3Config {
         secret: Secret::new("SK"),
         session_token: None,
     };
-    // So that a hang is over soon; nothing here takes that long.
+    config
+}
+
+/// For a server that hangs: it is over soon.
+fn hasty(server: &Server) -> S3Volume {
+    let mut config = config(server);
     config.limits.connect_timeout_ms = 200;
     config.limits.request_timeout_ms = 400;
     config.limits.stall_timeout_ms = 400;
-    config
+    S3Volume::open(config).unwrap()
 }
 
 fn volume(server: &Server) -> S3Volume {
@@ -60,11 +65,13 @@ fn html(status: &str) -> Action {
 fn outcomes(
     decide: impl Fn(&Request, usize) -> Action + Send + Sync + 'static,
 ) -> Vec<(&'static str, Error)> {
-    let server = Server::start(decide);
-    let volume = volume(&server);
+    outcomes_of(&volume(&Server::start(decide)))
+}
+
+fn outcomes_of(volume: &S3Volume) -> Vec<(&'static str, Error)> {
     let keys = [key(), ObjectKey::new("items/ab/y.pack").unwrap()];
     let calls: [(&'static str, vfs::Result<()>); 7] = [
-        ("put", put(&volume)),
+        ("put", put(volume)),
         ("get", volume.get(&key(), 0..9).map(drop)),
         ("get nothing", volume.get(&key(), 0..0).map(drop)),
         ("look up", volume.head(&key()).map(drop)),
@@ -168,9 +175,11 @@ fn a_connection_that_is_cut_is_transient_and_none_at_all_is_unreachable() {
 #[test]
 fn a_hang_ends() {
     let started = Instant::now();
-    assert_all(ErrorClass::Transient, |_, _| Action::Hang);
+    for (name, error) in outcomes_of(&hasty(&Server::start(|_, _| Action::Hang))) {
+        assert!(error.is_transient(), "{name}: {error:?}");
+    }
     assert!(
-        started.elapsed() < Duration::from_secs(30),
+        started.elapsed() < Duration::from_secs(60),
         "{:?}",
         started.elapsed()
     );
@@ -185,7 +194,7 @@ fn a_body_that_stands_still_ends() {
         9,
     );
     let server = Server::start(move |_, _| Action::RawThenHang(head.clone()));
-    let error = volume(&server).get(&key(), 0..9).unwrap_err();
+    let error = hasty(&server).get(&key(), 0..9).unwrap_err();
     assert!(
         error.is_transient() && error.to_string().contains("standstill"),
         "{error:?}"
@@ -199,7 +208,7 @@ fn a_server_that_stops_taking_bytes_is_left() {
     let mut server = Server::start(|_, _| Action::Cut);
     server.endpoint = format!("http://{}", listener.local_addr().unwrap());
     let body = vec![7; 40 << 20];
-    let error = volume(&server)
+    let error = hasty(&server)
         .put(&key(), Body::Bytes(&body), Precondition::None)
         .unwrap_err();
     assert!(
@@ -599,7 +608,6 @@ fn two_parts(server: &Server) -> (S3Volume, Vec<u8>) {
     let mut config = config(server);
     config.limits.single_put_len_max = 1 << 20;
     config.limits.part_len = 5 << 20;
-    config.limits.request_timeout_ms = 20_000;
     (S3Volume::open(config).unwrap(), vec![7; (5 << 20) + 9])
 }
 
@@ -770,4 +778,58 @@ fn expired_keys_are_looked_for_once_more() {
     );
     write("new");
     assert_eq!(volume.get(&key(), 0..4).unwrap(), b"what".as_slice());
+}
+
+#[test]
+fn a_storage_class_is_that_of_the_kind_of_object() {
+    let server = multipart(|request| match request.method.as_str() {
+        "PUT" => answer("200 OK", &[("etag", ETAG)], b""),
+        _ => error("500 Internal Server Error", "InternalError"),
+    });
+    let mut config = config(&server);
+    config.storage_class.items = Some("COLD".into());
+    config.limits.single_put_len_max = 13;
+    let volume = S3Volume::open(config).unwrap();
+    let put = |name: &str, bytes: &[u8]| {
+        let key = ObjectKey::new(name).unwrap();
+        volume.put(&key, Body::Bytes(bytes), Precondition::None)
+    };
+    put("items/x", SENT).unwrap();
+    put("server/x", SENT).unwrap();
+    put("items/large", &[7; 14]).unwrap_err();
+    let classes: Vec<Option<String>> = server
+        .requests()
+        .iter()
+        .filter(|request| !request.target.contains("uploadId"))
+        .map(|request| request.header("x-amz-storage-class").map(str::to_owned))
+        .collect();
+    assert_eq!(classes, [Some("COLD".into()), None, Some("COLD".into())]);
+}
+
+#[test]
+fn a_large_body_goes_with_its_md5_and_is_signed_for_when_that_is_wished() {
+    for wished in [false, true] {
+        let server = Server::start(|request, _| {
+            let sum = format!("\"{:x}\"", md5::compute(&request.body));
+            answer("200 OK", &[("etag", &sum)], b"")
+        });
+        let mut config = config(&server);
+        config.sign_bodies = wished;
+        let volume = S3Volume::open(config).unwrap();
+        for len in [1 << 20, (1 << 20) + 1] {
+            volume
+                .put(&key(), Body::Bytes(&vec![7; len]), Precondition::None)
+                .unwrap();
+        }
+        let signed: Vec<bool> = server
+            .requests()
+            .iter()
+            .map(|request| {
+                let authorization = request.header("authorization").unwrap();
+                assert!(authorization.contains("content-md5"), "{authorization}");
+                request.header("x-amz-content-sha256").unwrap() != "UNSIGNED-PAYLOAD"
+            })
+            .collect();
+        assert_eq!(signed, [true, wished]);
+    }
 }

@@ -81,13 +81,7 @@ pub(super) async fn get(
     let mut call = Call::new(Method::GET, Some(volume.full(key.as_str())))
         .header("range", format!("bytes={}-{}", range.start, range.end - 1));
     call.answer_len = len;
-    let reply = match volume.client.send(&call).await {
-        Err(Fail::Refused(refusal)) if refusal.status == 416 => {
-            // Without its length in the refusal the object would have to be asked a second time: this says enough.
-            return Err(Fail::Refused(Refusal::of_key("InvalidRange", "")));
-        }
-        other => other?,
-    };
+    let reply = volume.client.send(&call).await?;
     match reply.status() {
         206 => part(reply, range, len).await,
         200 => whole(reply, range, len).await,
