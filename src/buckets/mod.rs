@@ -10,16 +10,33 @@ mod registry;
 
 use std::sync::Arc;
 
-use vfs::{ErrorClass, S3Config, Spec, Volume};
+use vfs::{ErrorClass, Retry, RetryPolicy, S3Config, Spec, StopSignal, Volume};
 
 pub use preset::{Expectation, Preset};
 pub use registry::{Bucket, Registry, Use, check_label};
 
 use crate::error::{Error, Result};
 
-/// Opens whatever a SPEC names, also a bucket by its id or label.
+/// Opens whatever a SPEC names, also a bucket by its id or label. A bucket is asked again where it says that this may
+/// help; a directory's system calls are not.
 pub fn open(spec: &Spec) -> Result<Arc<dyn Volume>> {
-    Ok(vfs::open_with(spec, &resolve)?)
+    open_with(spec, &resolve)
+}
+
+/// The same with a configuration that may not be in the list.
+pub fn open_with(
+    spec: &Spec,
+    resolver: &dyn Fn(&str) -> vfs::Result<S3Config>,
+) -> Result<Arc<dyn Volume>> {
+    let volume = vfs::open_with(spec, resolver)?;
+    Ok(match spec {
+        Spec::S3Url(_) | Spec::S3Bucket { .. } => Arc::new(Retry::new(
+            volume,
+            RetryPolicy::default(),
+            StopSignal::new(),
+        )),
+        _ => volume,
+    })
 }
 
 /// The bucket with this id or label, as `vfs` asks for it.

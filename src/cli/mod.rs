@@ -17,6 +17,7 @@ mod progress;
 mod snapshot;
 mod status;
 mod store;
+mod take_over;
 mod time;
 mod trial;
 mod umount;

@@ -62,6 +62,7 @@ impl Volume {
         let identity = init::read_identity(root)?;
         let lock = PathLock::take(root)?;
         let settings = Settings::read(root)?;
+        refuse_unfinished(root)?;
         let uuid = identity
             .uuid()
             .ok_or_else(|| Error::corrupt(root.display().to_string(), 0, "no volume UUID"))?;
@@ -321,6 +322,20 @@ impl Volume {
             }
         }
     }
+}
+
+/// The plan of a take-over, while it is carried out.
+pub const TAKE_OVER_PLAN: &str = "take-over.json";
+
+/// Half of a backup path is one volume's and half another's, until a take-over is done.
+fn refuse_unfinished(root: &Path) -> Result<()> {
+    if root.join(TAKE_OVER_PLAN).exists() {
+        return Err(Error::Refused(format!(
+            "{} was stopped in the middle of a take-over: run the same tidefs store set with --take-over again",
+            root.display()
+        )));
+    }
+    Ok(())
 }
 
 /// Opens the external volume that `store` names, if it is that copy of this volume; none for `Local`.

@@ -178,7 +178,7 @@ fn refuse_neighbours(volume: &dyn vfs::Volume, config: &S3Config) -> Result<()> 
             bucket_id: "parent".into(),
             prefix: String::new(),
         };
-        let opened = vfs::open_with(&spec, &|_| Ok(around.clone()))?;
+        let opened = buckets::open_with(&spec, &|_| Ok(around.clone()))?;
         match opened.head(&ObjectKey::new(IDENTITY_NAME)?) {
             Ok(None) => {}
             Ok(Some(_)) => return Err(within(&config.to_string(), &shown)),

@@ -6,7 +6,7 @@ use vfs::{ObjectKey, S3Config, Spec, Volume};
 
 use super::secret;
 use super::words::{Add, Place, Update};
-use crate::buckets::{Bucket, Expectation, Preset, Registry, Use, check_label, find};
+use crate::buckets::{Bucket, Expectation, Preset, Registry, Use, check_label, find, open_with};
 use crate::cli::output::clean;
 use crate::cli::trial::{Trial, table, try_out};
 use crate::cli::{Context, Outcome, absolute};
@@ -177,7 +177,7 @@ pub(super) fn open(bucket: &Bucket, prefix: &str) -> Result<std::sync::Arc<dyn V
         prefix: prefix.to_owned(),
     };
     let config = bucket.s3.clone();
-    Ok(vfs::open_with(&spec, &|_| Ok(config.clone()))?)
+    Ok(open_with(&spec, &|_| Ok(config.clone()))?)
 }
 
 /// Tries it out, and notes what it showed.
