@@ -20,7 +20,7 @@ use tidefs::maintain::{CheckOptions, check};
 use tidefs::types::Ino;
 use tidefs::upload::UploadState;
 use tidefs::volume::settings::Store;
-use tidefs::volume::store::Choice;
+use tidefs::volume::choice::Choice;
 use tidefs::volume::{Durability, Volume, external};
 
 const PATIENCE: Duration = Duration::from_secs(60);

@@ -17,26 +17,25 @@ pub use registry::{Bucket, Registry, Use, check_label};
 
 use crate::error::{Error, Result};
 
-/// Opens whatever a SPEC names, also a bucket by its id or label. A bucket is asked again where it says that this may
-/// help; a directory's system calls are not.
+/// Opens whatever a SPEC names, also a bucket by its id or label, without any layer around it.
 pub fn open(spec: &Spec) -> Result<Arc<dyn Volume>> {
-    open_with(spec, &resolve)
+    Ok(vfs::open_with(spec, &resolve)?)
 }
 
-/// The same with a configuration that may not be in the list.
-pub fn open_with(
-    spec: &Spec,
-    resolver: &dyn Fn(&str) -> vfs::Result<S3Config>,
-) -> Result<Arc<dyn Volume>> {
-    let volume = vfs::open_with(spec, resolver)?;
-    Ok(match spec {
-        Spec::S3Url(_) | Spec::S3Bucket { .. } => Arc::new(Retry::new(
-            volume,
-            RetryPolicy::default(),
-            StopSignal::new(),
-        )),
-        _ => volume,
-    })
+/// A bucket that may not be in the list, under the name `label`, for a look: what fails for a moment is asked again.
+pub fn open_unlisted(label: &str, config: &S3Config) -> Result<Arc<dyn Volume>> {
+    let spec = Spec::S3Bucket {
+        bucket_id: label.to_owned(),
+        prefix: String::new(),
+    };
+    let volume = vfs::open_with(&spec, &|_| Ok(config.clone()))?;
+    let retry = Retry::new(volume, RetryPolicy::default(), StopSignal::new());
+    Ok(Arc::new(retry))
+}
+
+/// The same for the volume that holds `sentinel`: a bucket is not looked at before that is asked for.
+pub fn open_bound(spec: &Spec, sentinel: vfs::Sentinel) -> Result<Arc<dyn Volume>> {
+    Ok(vfs::open_bound(spec, sentinel, &resolve)?)
 }
 
 /// The bucket with this id or label, as `vfs` asks for it.

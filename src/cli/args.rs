@@ -57,9 +57,11 @@ pub(super) enum Command {
     Store(Store),
     /// The buckets that this machine knows, for all its backup paths
     #[command(subcommand)]
-    Bucket(bucket::Command),
+    Bucket(Box<bucket::Command>),
     /// Mount the volume, a moment of it, or an external volume alone
     Mount(Mount),
+    /// Show the raw objects of an external volume as a directory, for ls, find, cp and rsync
+    Bridge(Bridge),
     /// Take a mount away; uploads may go on for a while
     Umount(Umount),
     /// Serve without a mount: uploads go on
@@ -68,6 +70,9 @@ pub(super) enum Command {
     Snapshot(Snapshot),
     /// Wait until what was written so far is safe
     Wait(Wait),
+    /// How much of the line to the external volume is used, and when
+    #[command(subcommand)]
+    Limits(Limits),
     /// Every volume in a bucket or below a directory: whose it is, how fresh, what is wrong; exit code 4 if something is
     Fleet(Fleet),
     /// Look whether everything is there and whole; exit code 4 if not
@@ -125,6 +130,34 @@ pub(super) enum StoreSet {
     },
 }
 
+#[derive(Debug, Subcommand)]
+pub(super) enum Limits {
+    /// Show what is set, and what holds now
+    Show,
+    /// Set limits, from now on; what is not named stays
+    Set(LimitsSet),
+}
+
+/// Help of a timetable.
+const TIMETABLE_HELP: &str = "When others hold: rules, the first that fits counts, as in \
+    'Mon-Fri 08:00-18:00 up=10M down=20M; Sat,Sun unlimited; else up=50M'. What a rule does not name stays as it is set \
+    here. Times are UTC, or at an offset: 'UTC+1 Mon-Fri ...'. 'none' takes it away";
+
+#[derive(Debug, ClapArgs)]
+pub(super) struct LimitsSet {
+    /// Bytes sent in a second: 10M, 500K, 80Mbit, unlimited
+    #[arg(long, value_name = "RATE")]
+    pub(super) upload: Option<String>,
+    /// Bytes fetched in a second
+    #[arg(long, value_name = "RATE")]
+    pub(super) download: Option<String>,
+    /// Operations in a second: 50, unlimited
+    #[arg(long, value_name = "N")]
+    pub(super) requests: Option<String>,
+    #[arg(long, value_name = "TEXT", help = TIMETABLE_HELP)]
+    pub(super) timetable: Option<String>,
+}
+
 #[derive(Debug, ClapArgs)]
 pub(super) struct Mount {
     #[arg(long, value_name = "TIME", help = TIME_HELP)]
@@ -145,6 +178,26 @@ pub(super) struct Mount {
     /// We are the background process: talk to who started us, and log to this file
     #[arg(long, hide = true, requires = "foreground")]
     pub(super) background_log: Option<PathBuf>,
+    /// An existing directory
+    pub(super) mountpoint: PathBuf,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(super) struct Bridge {
+    /// Change nothing
+    #[arg(long)]
+    pub(super) read_only: bool,
+    /// Mount options, separated by commas, as in /etc/fstab
+    #[arg(short = 'o', value_name = "OPTIONS", action = clap::ArgAction::Append)]
+    pub(super) options: Vec<String>,
+    /// Stay in the foreground; prints "ready MOUNTPOINT" when it serves
+    #[arg(short = 'f', long)]
+    pub(super) foreground: bool,
+    /// We are the background process: talk to who started us, and log to this file
+    #[arg(long, hide = true, requires = "foreground")]
+    pub(super) background_log: Option<PathBuf>,
+    /// The external volume: dir:/path
+    pub(super) spec: String,
     /// An existing directory
     pub(super) mountpoint: PathBuf,
 }

@@ -5,18 +5,16 @@ use std::path::Path;
 
 use serde::Serialize;
 use serde_json::{Value, json};
-use vfs::ObjectKey;
 
-use crate::buckets;
 use crate::cli::args::Check;
 use crate::cli::output::{clean, size};
 use crate::cli::progress::Reporter;
 use crate::cli::{Context, Outcome};
 use crate::daemon::{Failure, FailureKind, Progress};
-use crate::format::record::IDENTITY_NAME;
 use crate::maintain::{self, CheckOptions, CheckReport, FixReport};
 use crate::volume::init::read_identity;
 use crate::volume::settings::Settings;
+use crate::volume::store::open_spec;
 
 pub(super) fn run(context: &mut Context, check: &Check) -> Outcome {
     let root = context.root()?;
@@ -89,15 +87,17 @@ fn show(reporter: &mut Reporter, step: &str, done_bytes: u64) {
 /// Why the external volume cannot be looked at, if it cannot: then what is here is checked all the same.
 fn away(root: &Path) -> Result<Option<Failure>, Failure> {
     read_identity(root)?;
-    // None, or settings that the check will find damaged.
-    let Some(spec) = Settings::read(root).ok().and_then(|read| read.store.spec()) else {
+    // Settings that are damaged are for the check to find.
+    let Ok(settings) = Settings::read(root) else {
         return Ok(None);
     };
-    let sentinel = ObjectKey::new(IDENTITY_NAME)?;
-    let looked = buckets::open(&spec).and_then(|volume| Ok(volume.head(&sentinel)?));
-    Ok(looked
-        .map_err(Failure::from)
+    let Some(spec) = settings.store.spec() else {
+        return Ok(None);
+    };
+    let opened = open_spec(&spec, settings.remote_timeout());
+    Ok(opened
         .err()
+        .map(Failure::from)
         .filter(|failure| failure.kind == FailureKind::Unreachable))
 }
 

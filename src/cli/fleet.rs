@@ -1,5 +1,7 @@
 //! `tidefs fleet`
 
+use std::fmt::Write as _;
+
 use serde_json::json;
 use vfs::Spec;
 
@@ -96,7 +98,8 @@ fn text(spec: &Spec, members: &[Member], with_size: bool) -> String {
     let mut text = columns(&rows);
     for member in members {
         for trouble in &member.trouble {
-            text.push_str(&format!("{}: {}\n", clean(&member.place), clean(trouble)));
+            // Writing to a string does not fail.
+            let _ = writeln!(text, "{}: {}", clean(&member.place), clean(trouble));
         }
     }
     text

@@ -2,7 +2,6 @@
 
 use std::ffi::OsString;
 use std::fmt::Write as _;
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,22 +9,23 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use vfs::Spec;
 
-use crate::buckets;
 use crate::cli::args::Mount;
-use crate::cli::output::{clean, moment, print};
+use crate::cli::output::{clean, moment};
+use crate::cli::serving::{Ready, check_mountpoint, discard_empty, in_background, in_foreground};
 use crate::cli::{Context, Outcome, absolute, begin_command, time};
 use crate::daemon::follow::{Follower, POLL_DEFAULT};
 use crate::daemon::moment::open_moments;
 use crate::daemon::opening::open_to_serve;
-use crate::daemon::protocol::Answer;
-use crate::daemon::serve::{Serving, clear_dead_mount, serve_view};
-use crate::daemon::{Failure, background, log, signals};
+use crate::daemon::serve::{Serving, serve_view};
+use crate::daemon::{Failure, arenas, background, log};
 use crate::fuse::{self, MountOptions, OptionList};
 use crate::volume::EpochEntry;
-use crate::volume::external::{ExternalVolume, open_external};
+use crate::volume::external::{ExternalVolume, open_guarded};
 use crate::volume::follow::FollowTree;
 use crate::volume::init::read_identity;
+use crate::volume::settings::REMOTE_TIMEOUT;
 use crate::volume::snapshots::SnapshotsTree;
+use crate::volume::store::open_spec;
 
 /// What is mounted, and how.
 #[derive(Debug)]
@@ -128,35 +128,26 @@ impl Plan {
             What::Live(root) | What::Moment(root, _) => drop(read_identity(root)?),
             What::External(..) => {}
         }
-        if clear_dead_mount(&self.mountpoint)? {
-            context.out.note(&format!(
-                "removed the dead mount at {}: its daemon had ended without unmounting",
-                self.mountpoint.display()
-            ));
-        }
-        let shown = self.mountpoint.display();
-        match fs::metadata(&self.mountpoint) {
-            Ok(found) if found.is_dir() => Ok(()),
-            Ok(_) => Err(Failure::failed(format!(
-                "{shown} is not a directory: mount on an empty one"
-            ))),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Err(Failure::failed(
-                format!("the mount point {shown} does not exist: create it first"),
-            )),
-            Err(error) => Err(Failure::failed(format!(
-                "cannot look at the mount point {shown}: {error}"
-            ))),
-        }
+        check_mountpoint(context, &self.mountpoint)
     }
 
     /// Mounts, from the background unless told otherwise.
     pub(super) fn run(&self, context: &mut Context) -> Outcome {
         if let Some(log) = &self.background_log {
-            return self.serve_in_background(context, log);
+            arenas::limit()?;
+            let is_own_log = !matches!(self.what, What::Live(_));
+            return in_background(context, (log, is_own_log), |context, ready| {
+                self.serve(context, ready)
+            });
+        }
+        if self.foreground {
+            arenas::limit()?;
         }
         self.check(context)?;
         if self.foreground {
-            return self.serve_in_foreground(context);
+            return in_foreground(context, &self.mountpoint, |context, ready| {
+                self.serve(context, ready)
+            });
         }
         begin_command()?;
         let ready = self.launch()?;
@@ -197,51 +188,7 @@ impl Plan {
         ready
     }
 
-    fn serve_in_foreground(&self, context: &mut Context) -> Outcome {
-        signals::block()?;
-        log::start("info");
-        let is_json = context.out.is_json();
-        self.serve(context, |ready| {
-            let text = if is_json {
-                json!({ "ready": ready }).to_string()
-            } else {
-                format!("ready {}", self.mountpoint.display())
-            };
-            // Served all the same if nobody reads it.
-            let _ = print(&text);
-            Ok(())
-        })
-    }
-
-    fn serve_in_background(&self, context: &mut Context, log_path: &Path) -> Outcome {
-        signals::block()?;
-        log::start("info");
-        background::detach()?;
-        let mut is_told = false;
-        let outcome = self.serve(context, |mut ready| {
-            is_told = true;
-            if let Some(ready) = ready.as_object_mut() {
-                ready.insert("log".into(), json!(log_path));
-            }
-            background::tell(&Answer::Done(ready))
-        });
-        if !matches!(self.what, What::Live(_)) && outcome.is_ok() {
-            discard_empty(log_path);
-        }
-        match outcome {
-            // Who waits shows it; if nobody does, the log has it.
-            Err(failure) if !is_told => {
-                background::tell(&Answer::Failed(failure.clone())).or(Err(failure))
-            }
-            outcome => outcome,
-        }
-    }
-
-    fn serve(
-        &self,
-        context: &mut Context,
-        ready: impl FnOnce(Value) -> std::io::Result<()>,
-    ) -> Outcome {
+    fn serve(&self, context: &mut Context, ready: Ready<'_>) -> Outcome {
         match &self.what {
             What::Live(root) => self.serve_live(context, root, ready),
             What::Moment(root, at) => {
@@ -252,7 +199,7 @@ impl Plan {
                 self.serve_following(spec, *poll, ready)
             }
             What::External(spec, at, _) => {
-                let external = open_external(buckets::open(spec)?)?;
+                let external = open_guarded(open_spec(spec, REMOTE_TIMEOUT)?)?;
                 self.serve_view(
                     context,
                     (&external, &spec.to_string()),
@@ -263,12 +210,7 @@ impl Plan {
         }
     }
 
-    fn serve_live(
-        &self,
-        context: &mut Context,
-        root: &Path,
-        ready: impl FnOnce(Value) -> std::io::Result<()>,
-    ) -> Outcome {
+    fn serve_live(&self, context: &mut Context, root: &Path, ready: Ready<'_>) -> Outcome {
         let clock = Arc::clone(&context.clock);
         let volume = open_to_serve(root, &clock, &mut |step| context.report(&step))?;
         context.reporter.clear();
@@ -294,7 +236,7 @@ impl Plan {
         poll: Duration,
         ready: impl FnOnce(Value) -> std::io::Result<()>,
     ) -> Outcome {
-        let external = open_external(buckets::open(spec)?)?;
+        let external = open_guarded(open_spec(spec, REMOTE_TIMEOUT)?)?;
         let shown = spec.to_string();
         let epochs = external.epochs()?;
         let entry = epochs.into_iter().max_by_key(|entry| entry.epoch);
@@ -345,7 +287,7 @@ impl Plan {
         context: &Context,
         (external, shown): (&ExternalVolume, &str),
         at: Option<&str>,
-        ready: impl FnOnce(Value) -> std::io::Result<()>,
+        ready: Ready<'_>,
     ) -> Outcome {
         let epochs = external.epochs()?;
         let entry = match at {
@@ -384,14 +326,6 @@ fn poll_of(secs: Option<u64>) -> Duration {
 
 fn parse_spec(text: &str) -> Result<Spec, Failure> {
     Spec::parse(text).map_err(|error| Failure::usage(Failure::from(error).text))
-}
-
-/// A log in which nothing stands is no use to anybody.
-fn discard_empty(path: &Path) {
-    if fs::metadata(path).is_ok_and(|found| found.len() == 0) {
-        // It stays then: an empty file.
-        let _ = fs::remove_file(path);
-    }
 }
 
 /// What is mounted now, in words.

@@ -4,7 +4,9 @@ use std::fmt::Write as _;
 use std::path::PathBuf;
 
 use serde::Deserialize;
+use serde_json::Value;
 
+use crate::cli::limits::in_words;
 use crate::cli::output::{clean, count, moment, size, span};
 use crate::cli::store::place_of;
 use crate::cli::{Context, Outcome};
@@ -23,6 +25,9 @@ struct Shown {
     packs: Packs,
     store: Store,
     upload: Upload,
+    #[serde(default)]
+    limits: Value,
+    circuit: Option<Circuit>,
     free_bytes: u64,
     cache_bytes: u64,
     losses: Vec<String>,
@@ -43,9 +48,17 @@ struct Packs {
 #[serde(tag = "state", rename_all = "lowercase")]
 enum Upload {
     Off,
+    Connecting,
     Up,
     Down { since: u64, reason: String },
     Refused { reason: String },
+}
+
+#[derive(Deserialize)]
+struct Circuit {
+    state: String,
+    reason: Option<String>,
+    hung_workers: u64,
 }
 
 #[derive(Deserialize)]
@@ -89,6 +102,9 @@ impl Shown {
         }
         line("recovery point", self.recovery_point());
         line("external volume", self.external(now));
+        if let Some(limits) = in_words(self.limits.get("in_force")) {
+            line("limited to", limits);
+        }
         line(
             "epochs",
             format!(
@@ -155,19 +171,23 @@ impl Shown {
             return "none (store local)".into();
         }
         let place = place_of(&self.store);
-        match &self.upload {
-            Upload::Off => format!("{place}, not in use"),
-            Upload::Up => format!("{place}, up"),
+        let circuit = self.circuit.as_ref();
+        let state = match &self.upload {
+            Upload::Off => "not in use".to_owned(),
+            Upload::Connecting => "has not answered yet".to_owned(),
+            Upload::Up => circuit.map_or_else(|| "up".to_owned(), Circuit::text),
             Upload::Down { since, reason } => {
                 let secs = now - since.cast_signed();
                 format!(
-                    "{place}, DOWN for {} since {}; backups go on, uploads are tried again: {reason}",
+                    "DOWN for {} since {}; backups go on, uploads are tried again: {reason}",
                     span(u64::try_from(secs).unwrap_or(0)),
                     moment(since.cast_signed())
                 )
             }
-            Upload::Refused { reason } => format!("{place}, REFUSED: {reason}"),
-        }
+            Upload::Refused { reason } => format!("REFUSED: {reason}"),
+        };
+        let hung = circuit.map(Circuit::hung).unwrap_or_default();
+        format!("{place}, {state}{hung}")
     }
 
     fn packs(&self) -> String {
@@ -190,6 +210,23 @@ fn fsync_means(ack: &str) -> String {
         "local" => "on the local disk, also after a power cut".into(),
         "remote" => "on the external volume".into(),
         other => other.to_owned(),
+    }
+}
+
+impl Circuit {
+    /// How an external volume answers that is in use.
+    fn text(&self) -> String {
+        match (self.state.as_str(), &self.reason) {
+            ("up", _) | (_, None) => "up".to_owned(),
+            (state, Some(reason)) => format!("{state}: {reason}"),
+        }
+    }
+
+    fn hung(&self) -> String {
+        match self.hung_workers {
+            0 => String::new(),
+            hung => format!("; hung in it: {} of ours", count(hung, "worker")),
+        }
     }
 }
 
@@ -258,5 +295,20 @@ mod tests {
         );
         assert!(text.contains("NONE") && !text.contains("unsent"), "{text}");
         assert!(!text.contains('\u{1b}'), "{text}");
+    }
+
+    #[test]
+    fn status_says_how_an_external_volume_answers_and_what_hangs_in_it() {
+        let text = |circuit: serde_json::Value| {
+            let circuit = Circuit::deserialize(&circuit).unwrap();
+            circuit.text() + &circuit.hung()
+        };
+        assert_eq!(text(json!({ "state": "up", "hung_workers": 0 })), "up");
+        let degraded =
+            json!({ "state": "degraded", "since": 1, "reason": "no route", "hung_workers": 2 });
+        assert_eq!(
+            text(degraded),
+            "degraded: no route; hung in it: 2 workers of ours"
+        );
     }
 }

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use vfs::Spec;
 use vfs::dir::Assessment;
 
-use crate::buckets::{self, Registry, find};
+use crate::buckets::{Registry, find};
 use crate::cli::args::{Store as Command, StoreSet};
 use crate::cli::output::{clean, count};
 use crate::cli::take_over;
@@ -14,10 +14,11 @@ use crate::cli::trial::{table, try_out};
 use crate::cli::{Context, Outcome, absolute};
 use crate::daemon::client::Client;
 use crate::daemon::{BucketPlace, Failure, Request};
+use crate::volume::choice::Choice;
 use crate::volume::init::{external_identity, read_identity};
 use crate::volume::place::{self, Look};
-use crate::volume::settings::{Settings, Store};
-use crate::volume::store::Choice;
+use crate::volume::settings::{REMOTE_TIMEOUT, Settings, Store};
+use crate::volume::store::open_spec;
 
 pub(super) fn run(context: &mut Context, command: Command) -> Outcome {
     match command {
@@ -129,7 +130,7 @@ fn test(context: &mut Context, spec: Option<&str>, fstab: Option<&Path>) -> Outc
         Spec::Dir(path) => Some((path.as_path(), look_at(path, fstab)?)),
         _ => None,
     };
-    let volume = buckets::open(&spec)?;
+    let volume = open_spec(&spec, REMOTE_TIMEOUT)?.volume;
     let belongs = external_identity(&*volume)?;
     let trial = try_out(&*volume)?;
     let mut warnings = place

@@ -14,7 +14,7 @@ use crate::daemon::client::Client;
 use crate::daemon::{Failure, Progress};
 use crate::maintain::take_over::{TakeOver, take_over};
 use crate::volume::open::TAKE_OVER_PLAN;
-use crate::volume::store::Choice;
+use crate::volume::choice::Choice;
 use crate::volume::{Durability, Volume};
 
 /// How long the first epoch of ours may take to be there.

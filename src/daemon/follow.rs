@@ -32,9 +32,10 @@ impl Follower {
                     let failure = step(&tree, &kernel).err().map(|error| error.chain());
                     // Once, not every half minute of an outage.
                     if failure != complaint {
-                        match &failure {
-                            Some(reason) => tracing::warn!(reason, "the view stays as it is"),
-                            None => tracing::info!("the external volume answers again"),
+                        if let Some(reason) = &failure {
+                            tracing::warn!(reason, "the view stays as it is");
+                        } else {
+                            tracing::info!("the external volume answers again");
                         }
                         complaint = failure;
                     }

@@ -16,11 +16,10 @@ use vfs::{
 
 use crate::error::Result;
 use crate::format::pack::BLOCK_LEN;
-use crate::format::record::Identity;
 use crate::volume::external::{ExternalVolume, open_external};
 use crate::volume::init::read_identity;
-use crate::volume::open::open_store;
-use crate::volume::settings::{Settings, Store};
+use crate::volume::settings::Settings;
+use crate::volume::store::connect;
 
 /// Where the packs are.
 const PACKS_PREFIX: &str = "items/";
@@ -29,20 +28,9 @@ const PACKS_PREFIX: &str = "items/";
 pub fn open_moments(root: &Path) -> Result<ExternalVolume> {
     let identity = read_identity(root)?;
     let local = Arc::new(DirVolume::open_local(root)?);
-    let store = Settings::read(root)?.store;
-    let away = open_away(&identity, &store);
+    // One that is away is no reason not to look at what is here.
+    let away = connect(&identity, &Settings::read(root)?)?.map(|store| store.guarded().volume);
     open_external(Arc::new(LocalFirst { local, away }))
-}
-
-/// An external volume that is away is no reason not to look at what is here.
-fn open_away(identity: &Identity, store: &Store) -> Option<Arc<dyn Volume>> {
-    open_store(identity, store).unwrap_or_else(|error| {
-        tracing::warn!(
-            "without the external volume, files whose packs are not here cannot be read: {}",
-            error.chain()
-        );
-        None
-    })
 }
 
 /// Whether a block of `bytes`, which begin at `offset` of a pack, is all zeros: an evicted pack keeps its

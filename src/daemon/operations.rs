@@ -7,11 +7,13 @@ use serde_json::{Value, json};
 use crate::daemon::failure::{Failure, FailureKind};
 use crate::daemon::protocol::{BucketPlace, Progress, Request, Until};
 use crate::upload::UploadState;
+use crate::volume::choice::Choice;
 use crate::volume::place::{self, Look};
 use crate::volume::settings::Store;
-use crate::volume::store::Choice;
 use crate::volume::{Status, Volume};
 
+/// Who asks for the status just after the opening waits this long to hear whether the external volume is there.
+const STORE_PATIENCE: Duration = Duration::from_secs(1);
 /// Longest name of a snapshot: it is a directory's name below `/.snapshots`.
 const NAME_LEN_MAX: usize = 255;
 
@@ -23,7 +25,10 @@ pub fn perform(
     progress: &mut dyn FnMut(Progress) -> bool,
 ) -> Result<Value, Failure> {
     match request {
-        Request::Status => value(&volume.status()),
+        Request::Status => {
+            volume.await_store(STORE_PATIENCE);
+            value(&volume.status())
+        }
         Request::Epochs => value(&volume.closed_epochs()?),
         Request::Snapshot { name } => snapshot(volume, name.as_deref()),
         Request::Wait { until, timeout_ms } => wait(volume, *until, *timeout_ms, progress),
@@ -51,6 +56,10 @@ pub fn perform(
             volume.connect_store();
             Ok(json!({ "store": volume.settings().store }))
         }
+        Request::Limits { change: None } => value(&volume.limits()),
+        Request::Limits {
+            change: Some(change),
+        } => value(&volume.change_limits(change)?),
         Request::Umount { .. } | Request::Stop { .. } | Request::Follow => Err(Failure::failed(
             format!("{} is not served by a daemon", volume.root().display()),
         )),
@@ -160,6 +169,12 @@ fn too_late(status: &Status, until: Until) -> Failure {
                 "not {until} in time: {unsent} bytes are unsent, and the external volume does not answer: {reason}"
             ),
         ),
+        UploadState::Connecting => Failure::new(
+            FailureKind::Unreachable,
+            format!(
+                "not {until} in time: {unsent} bytes are unsent, and the external volume does not answer"
+            ),
+        ),
         _ => Failure::stopped(format!(
             "not {until} in time: {unsent} bytes are unsent; uploads go on while the volume is open"
         )),
@@ -186,6 +201,7 @@ impl Meter {
                     Some(format!("waiting for the external volume: {reason}"))
                 }
                 UploadState::Refused { reason } => Some(reason.clone()),
+                UploadState::Connecting => Some("waiting for the external volume".into()),
                 UploadState::Off | UploadState::Up => None,
             },
         }

@@ -10,6 +10,7 @@ use serde_json::Value;
 
 use crate::daemon::failure::Failure;
 use crate::volume::Durability;
+use crate::volume::limits::LimitChange;
 
 /// Longest line that is read: a list of epochs is the longest thing said.
 const LINE_LEN_MAX: u64 = 64 << 20;
@@ -78,6 +79,12 @@ pub enum Request {
         /// A bucket in place of a directory.
         #[serde(default)]
         bucket: Option<BucketPlace>,
+    },
+    /// How much of the line to the external volume is used.
+    Limits {
+        /// Set these first.
+        #[serde(default)]
+        change: Option<LimitChange>,
     },
     /// Open the external volume anew: what the machine knows of its bucket has changed.
     StoreReopen,

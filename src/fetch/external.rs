@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
-use vfs::ObjectKey;
+use vfs::{Breaker, Guarded, ObjectKey};
 
 use crate::error::{Error, Result};
 use crate::fetch::cache::BlobCache;
@@ -18,6 +18,7 @@ const READ_AHEAD_LEN: u64 = 4 << 20;
 #[derive(Debug)]
 pub struct ExternalPacks {
     volume: Arc<dyn vfs::Volume>,
+    breaker: Option<Arc<Breaker>>,
     /// Where the last read of a pack ended: the next one that begins near it reads ahead.
     last: Mutex<Option<(PackId, u64)>>,
 }
@@ -27,8 +28,22 @@ impl ExternalPacks {
     pub fn new(volume: Arc<dyn vfs::Volume>) -> ExternalPacks {
         ExternalPacks {
             volume,
+            breaker: None,
             last: Mutex::new(None),
         }
+    }
+
+    /// The same where it is known whether the volume answers.
+    pub fn guarded(guarded: Guarded) -> ExternalPacks {
+        ExternalPacks {
+            breaker: Some(guarded.breaker),
+            ..ExternalPacks::new(guarded.volume)
+        }
+    }
+
+    /// What knows whether the volume answers.
+    pub(super) fn breaker(&self) -> Option<&Arc<Breaker>> {
+        self.breaker.as_ref()
     }
 
     /// Reads a blob, and when reads are following each other the ones behind it into `cache`.

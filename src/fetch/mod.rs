@@ -5,14 +5,16 @@
 
 pub mod cache;
 pub mod external;
+mod waiting;
 
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
 use bytes::{Bytes, BytesMut};
-use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
+use crossbeam_channel::{Receiver, Sender, bounded};
 use nix::errno::Errno;
+use vfs::Circuit;
 
 use crate::error::{Error, Result};
 use crate::fetch::cache::BlobCache;
@@ -22,10 +24,12 @@ use crate::pack::read::RecordRead;
 use crate::pack::store::PackStore;
 use crate::types::{BlobHash, BlobLocation};
 
+use waiting::{Ticket, Waiting};
+
+pub use waiting::WAITING_MAX;
+
 /// Threads that wait for the external volume.
 const FETCH_THREADS: usize = 4;
-/// Reads that may wait for them; more are answered EAGAIN's way, with an error, at once.
-const QUEUE_LEN_MAX: usize = 64;
 
 /// Bytes newer than any extent.
 #[derive(Clone, Debug)]
@@ -54,7 +58,7 @@ pub type OnRead = Box<dyn FnOnce(Result<Bytes>) + Send>;
 
 struct Job {
     plan: ReadPlan,
-    answer: OnRead,
+    ticket: Ticket,
 }
 
 /// Where a tree's blobs come from.
@@ -70,6 +74,7 @@ struct Shared {
     cache: BlobCache,
     local: Option<Arc<PackStore>>,
     external: Mutex<Option<Arc<ExternalPacks>>>,
+    waiting: Waiting,
 }
 
 impl Fetch {
@@ -79,8 +84,10 @@ impl Fetch {
             cache: BlobCache::new(cache_len_max),
             local,
             external: Mutex::new(None),
+            waiting: Waiting::default(),
         });
-        let (jobs, queue) = bounded(QUEUE_LEN_MAX);
+        // Those that were answered meanwhile are still in it: twice as many as may wait.
+        let (jobs, queue) = bounded(2 * usize::from(WAITING_MAX));
         let mut threads = Vec::new();
         for n in 0..FETCH_THREADS {
             let (queue, shared): (Receiver<Job>, _) = (queue.clone(), Arc::clone(&shared));
@@ -88,7 +95,7 @@ impl Fetch {
                 .name(format!("fetch-{n}"))
                 .spawn(move || {
                     for job in queue {
-                        (job.answer)(shared.read(&job.plan));
+                        shared.work_on(&job);
                     }
                 })
                 .map_err(Error::io("start", "a fetch thread"))?;
@@ -102,7 +109,16 @@ impl Fetch {
     }
 
     /// Blobs that are not here come from this volume from now on.
-    pub fn set_external(&self, external: Option<Arc<ExternalPacks>>) {
+    pub fn set_external(&self, external: Option<ExternalPacks>) {
+        let external = external.map(Arc::new);
+        if let Some(breaker) = external.as_ref().and_then(|external| external.breaker()) {
+            let (shared, known) = (Arc::downgrade(&self.shared), Arc::downgrade(breaker));
+            breaker.on_change(move || {
+                if let (Some(shared), Some(breaker)) = (shared.upgrade(), known.upgrade()) {
+                    shared.waiting.hear(&breaker);
+                }
+            });
+        }
         *self
             .shared
             .external
@@ -114,7 +130,7 @@ impl Fetch {
     pub fn read(&self, plan: ReadPlan, answer: OnRead) {
         match self.shared.read_here(&plan) {
             Ok(Some(bytes)) => answer(Ok(bytes)),
-            Ok(None) => self.enqueue(Job { plan, answer }),
+            Ok(None) => self.enqueue(plan, answer),
             Err(error) => answer(Err(error)),
         }
     }
@@ -124,17 +140,27 @@ impl Fetch {
         self.shared.blob(blob, location)
     }
 
-    fn enqueue(&self, job: Job) {
-        let refused = match &self.jobs {
-            Some(jobs) => match jobs.try_send(job) {
+    fn enqueue(&self, plan: ReadPlan, answer: OnRead) {
+        let external = self.shared.external();
+        let breaker = external.as_ref().and_then(|external| external.breaker());
+        let refused = match (self.shared.waiting.enter(answer), &self.jobs) {
+            (Err(answer), _) => Some(answer),
+            (Ok(ticket), Some(jobs)) => match jobs.try_send(Job { plan, ticket }) {
                 Ok(()) => None,
-                Err(TrySendError::Full(job) | TrySendError::Disconnected(job)) => Some(job),
+                Err(_) => self.shared.waiting.leave(ticket),
             },
-            None => Some(job),
+            (Ok(ticket), None) => self.shared.waiting.leave(ticket),
         };
-        if let Some(job) = refused {
-            tracing::warn!("too many reads wait for the external volume: one was refused");
-            (job.answer)(Err(Errno::EIO.into()));
+        if let Some(answer) = refused {
+            let volume = breaker.map_or_else(String::new, ToString::to_string);
+            self.shared
+                .waiting
+                .tell(&volume, "too many of them wait already");
+            answer(Err(Errno::EIO.into()));
+        }
+        // It may have gone down before this one was among those that wait.
+        if let Some(breaker) = breaker.filter(|breaker| breaker.circuit().is_down()) {
+            self.shared.waiting.hear(breaker);
         }
     }
 }
@@ -142,6 +168,10 @@ impl Fetch {
 impl Drop for Fetch {
     fn drop(&mut self) {
         self.jobs = None;
+        // A thread that waits for a volume that hangs would keep us for as long.
+        if let Some(breaker) = self.shared.external().as_ref().and_then(|it| it.breaker()) {
+            breaker.stop();
+        }
         for thread in self.threads.drain(..) {
             // A fetch thread that panicked has dropped its reply, which FUSE answers with EIO.
             let _ = thread.join();
@@ -150,6 +180,26 @@ impl Drop for Fetch {
 }
 
 impl Shared {
+    fn work_on(&self, job: &Job) {
+        if !self.waiting.still_waits(job.ticket) {
+            return;
+        }
+        let outcome = self.read(&job.plan);
+        let Some(answer) = self.waiting.leave(job.ticket) else {
+            return;
+        };
+        let external = self.external();
+        let circuit = external.as_ref().and_then(|external| external.breaker());
+        match (circuit.map(|breaker| breaker.circuit()), &outcome) {
+            // Said once for all of them.
+            (Some(Circuit::Down { reason, .. }), Err(Error::External(error))) => {
+                self.waiting.tell(error.volume(), &reason);
+                answer(Err(Errno::EIO.into()));
+            }
+            _ => answer(outcome),
+        }
+    }
+
     /// The blob, if no external volume is needed for it.
     fn blob_here(&self, blob: BlobHash, location: &BlobLocation) -> Result<Option<Bytes>> {
         if let Some(bytes) = self.cache.get(&blob) {

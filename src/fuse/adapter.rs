@@ -21,6 +21,7 @@ use fuser::{
 use nix::errno::Errno;
 
 use crate::error::Result;
+use crate::fetch::WAITING_MAX;
 use crate::types::Ino;
 use crate::volume::tree::{Answer, Attr, Caller, FileKind, NewNode, OpenMode, SetAttr, Tree};
 
@@ -44,8 +45,9 @@ const CAPABILITIES: InitFlags = InitFlags::FUSE_ASYNC_READ
     .union(InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP);
 /// The largest request, both ways.
 const REQUEST_LEN_MAX: u32 = 1 << 20;
-/// Requests that nobody waits for (read-ahead) in flight at once: enough to fill a slow line.
-const BACKGROUND_MAX: u16 = 64;
+/// Requests that nobody waits for (read-ahead) in flight at once: enough to fill a slow line, and four times as many as
+/// may wait for the external volume.
+const BACKGROUND_MAX: u16 = 4 * WAITING_MAX;
 /// One `copy_file_range` reply counts in 32 bits; the kernel asks again for the rest.
 const COPY_LEN_MAX: u64 = 1 << 30;
 /// Inode numbers are never reused, so there is only one generation.
@@ -118,11 +120,14 @@ impl Adapter {
 
     fn reply_entry(&self, found: Result<Attr, fuser::Errno>, reply: ReplyEntry) {
         match found {
-            Ok(attr) => reply.entry(
-                &self.lifetimes.known,
-                &convert::file_attr(&attr),
-                GENERATION,
-            ),
+            Ok(attr) => {
+                self.tree.hold(attr.ino);
+                reply.entry(
+                    &self.lifetimes.known,
+                    &convert::file_attr(&attr),
+                    GENERATION,
+                );
+            }
             Err(errno) => reply.error(errno),
         }
     }
@@ -414,6 +419,7 @@ impl Filesystem for Adapter {
         let parent = convert::ino(parent);
         match self.make_and_open(request, parent, name.as_bytes(), node, flags) {
             Ok((attr, handle, how)) => {
+                self.tree.hold(attr.ino);
                 let attr = convert::file_attr(&attr);
                 reply.created(&self.lifetimes.known, &attr, GENERATION, handle, how);
             }

@@ -13,8 +13,8 @@ use crate::maintain::packs;
 use crate::pack::ledger::Peeked;
 use crate::types::Epoch;
 use crate::volume::external::{RECORD_LEN_MAX, open_external};
-use crate::volume::open::open_store;
 use crate::volume::settings::Settings;
+use crate::volume::store::open_store;
 
 pub(super) const ADVICE: &str =
     "tidefs check --fix sends it again, if the backup path has it whole";
@@ -32,7 +32,7 @@ pub(super) struct Far<'a> {
 impl Far<'_> {
     /// Opens it; it must be the copy that the settings name.
     pub(super) fn open(&self) -> Result<Option<Arc<dyn vfs::Volume>>> {
-        open_store(self.identity, &self.settings.store)
+        open_store(self.identity, self.settings)
     }
 
     /// Checks it.

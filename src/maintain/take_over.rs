@@ -35,9 +35,9 @@ use crate::volume::archive::Archive;
 use crate::volume::init::{external_identity, hostname, read_identity};
 use crate::volume::lock::PathLock;
 use crate::volume::namespace;
-use crate::volume::open::sentinel;
+use crate::volume::store::sentinel;
 use crate::volume::settings::{Settings, Store, rewrite};
-use crate::volume::store::{Choice, Chosen, enter_use, leave_use};
+use crate::volume::choice::{Choice, Chosen, enter_use, leave_use};
 
 use stage::Stage;
 use switch::Plan;
@@ -158,7 +158,7 @@ impl Scene<'_> {
     fn look<'a>(root: &'a Path, choice: &Choice) -> Result<Scene<'a>> {
         let ours = read_identity(root)?;
         let settings = Settings::read(root)?;
-        let chosen = choice.open(root, &ours.volume)?.ok_or_else(|| {
+        let chosen = choice.open(root, &ours.volume, settings.remote_timeout())?.ok_or_else(|| {
             Error::Refused(
                 "there is nothing to take over where packs stay in the backup path".into(),
             )
@@ -170,7 +170,7 @@ impl Scene<'_> {
             ))
         })?;
         let (copy, store) = copy_of(&chosen, &there)?;
-        external.bind(sentinel(&there.volume, &copy)?)?;
+        external.bind(sentinel(&there, &copy)?)?;
         if there.volume != ours.volume {
             refuse_filled(root, &ours, &there)?;
         }

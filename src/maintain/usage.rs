@@ -53,10 +53,12 @@ pub fn prefix_of(key: &str) -> Option<&str> {
 fn is_own(name: &str) -> bool {
     let parts: Vec<&str> = name.splitn(4, '/').collect();
     match parts[..] {
-        ["items", shard, pack] => shard.len() == 2 && pack.ends_with(".pack"),
-        ["accounts", segment] => segment.ends_with(".seg"),
+        ["items", shard, pack] => shard.len() == 2 && pack.strip_suffix(".pack").is_some(),
+        ["accounts", segment] => segment.strip_suffix(".seg").is_some(),
         ["server", "volume.json"] => true,
-        ["server", "epochs" | "claims" | "attaching", object] => object.ends_with(".json"),
+        ["server", "epochs" | "claims" | "attaching", object] => {
+            object.strip_suffix(".json").is_some()
+        }
         ["server", "config", _] | ["backupstat", ..] => parts.len() > 1,
         _ => false,
     }
@@ -67,21 +69,18 @@ pub fn usage(volume: &dyn Volume) -> Result<Usage> {
     let mut sums: BTreeMap<String, (u64, u64)> = BTreeMap::new();
     let mut usage = Usage::default();
     volume.for_each("", |meta| -> Result<()> {
-        match prefix_of(meta.key.as_str()) {
-            Some(prefix) => {
-                // Millions of objects, few prefixes.
-                if !sums.contains_key(prefix) {
-                    sums.insert(prefix.to_owned(), (0, 0));
-                }
-                if let Some((objects, bytes)) = sums.get_mut(prefix) {
-                    *objects += 1;
-                    *bytes += meta.len;
-                }
+        if let Some(prefix) = prefix_of(meta.key.as_str()) {
+            // Millions of objects, few prefixes.
+            if !sums.contains_key(prefix) {
+                sums.insert(prefix.to_owned(), (0, 0));
             }
-            None => {
-                usage.other_objects += 1;
-                usage.other_bytes += meta.len;
+            if let Some((objects, bytes)) = sums.get_mut(prefix) {
+                *objects += 1;
+                *bytes += meta.len;
             }
+        } else {
+            usage.other_objects += 1;
+            usage.other_bytes += meta.len;
         }
         Ok(())
     })?;

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use vfs::{ObjectKey, Volume, VolumeExt};
+use vfs::{Guarded, ObjectKey, Volume, VolumeExt};
 
 use crate::error::{Error, Result};
 use crate::fetch::Fetch;
@@ -64,6 +64,17 @@ impl RangeRead for ExternalObject {
 
 /// Opens the newest epoch of an external volume.
 pub fn open_external(external: Arc<dyn Volume>) -> Result<ExternalVolume> {
+    let packs = ExternalPacks::new(Arc::clone(&external));
+    open_with(external, packs)
+}
+
+/// The same of one of which it is known whether it answers: no read waits for one that does not.
+pub fn open_guarded(external: Guarded) -> Result<ExternalVolume> {
+    let volume = Arc::clone(&external.volume);
+    open_with(volume, ExternalPacks::guarded(external))
+}
+
+fn open_with(external: Arc<dyn Volume>, packs: ExternalPacks) -> Result<ExternalVolume> {
     let identity = external_identity(&*external)?.ok_or_else(|| {
         Error::Refused(format!("{external} holds no tidefs volume (there is no server/volume.json): check the address, and that it is mounted"))
     })?;
@@ -72,7 +83,7 @@ pub fn open_external(external: Arc<dyn Volume>) -> Result<ExternalVolume> {
     let cache = Arc::new(BlockCache::new(BLOCK_CACHE_BYTES));
     let view = open_view(&external, &record, &cache, &[])?;
     let fetch = Fetch::start(BLOB_CACHE_BYTES, None)?;
-    fetch.set_external(Some(Arc::new(ExternalPacks::new(Arc::clone(&external)))));
+    fetch.set_external(Some(packs));
     Ok(ExternalVolume {
         external,
         cache,

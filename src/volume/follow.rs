@@ -125,8 +125,8 @@ impl FollowTree {
         };
         let view = newer.tree(None)?;
         // All that could fail was done before anything is swapped.
-        let mut names = root_names(&*before)?;
-        names.extend(root_names(&*view)?);
+        let mut names = root_names(&before)?;
+        names.extend(root_names(&view)?);
         let mut shown = self.shown();
         shown.external = Arc::new(newer);
         shown.newest = view;

@@ -11,7 +11,6 @@ use std::time::Duration;
 use bytes::Bytes;
 use crossbeam_channel::bounded;
 
-use crate::buckets;
 use crate::chunk::Chunker;
 use crate::clock::{Clock, random};
 use crate::error::{Error, Result};
@@ -19,7 +18,6 @@ use crate::fetch::Fetch;
 use crate::fetch::external::ExternalPacks;
 use crate::format::frame::PackExtent;
 use crate::format::keys;
-use crate::format::record::Identity;
 use crate::format::segment::BlockCache;
 use crate::ingest::Ingest;
 use crate::journal::{self, JournalWriter, replay};
@@ -41,9 +39,10 @@ use crate::volume::files::Files;
 use crate::volume::health::Health;
 use crate::volume::indexer::{ArchiveTask, Indexer};
 use crate::volume::lock::PathLock;
-use crate::volume::settings::{Settings, Store};
+use crate::volume::settings::Settings;
+use crate::volume::store;
 use crate::volume::tree::Caller;
-use crate::volume::{init, lost, namespace, sweep};
+use crate::volume::{init, limits, lost, namespace, sweep};
 
 /// Memory for decoded segment blocks.
 const BLOCK_CACHE_BYTES: usize = 32 << 20;
@@ -234,6 +233,7 @@ impl Volume {
             index_note,
             took_ms: u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX),
         };
+        let limits = limits::handle(&settings);
         let volume = Arc::new(Volume {
             root: root.to_owned(),
             identity,
@@ -248,6 +248,8 @@ impl Volume {
             archive,
             ledger,
             uploader,
+            limits,
+            external: Mutex::default(),
             queue,
             threads: Mutex::new(vec![committer, archiver, refill]),
             stop_refill,
@@ -288,38 +290,28 @@ impl Volume {
         })
     }
 
-    /// Opens the external volume of the settings, for uploads and for reads of what is not here. An
-    /// external volume that is away is no reason not to open.
+    /// Uses the external volume of the settings, for uploads and for reads of what is not here. It is not
+    /// looked at: one that is away is no reason not to open, and one that hangs none to wait.
     pub fn connect_store(&self) {
         let settings = self.settings();
         let limits = CacheLimits::new(settings.cache_bytes, settings.evict_after_secs);
         self.uploader.set_limits(limits);
-        let store = settings.store;
-        match open_store(&self.identity, &store) {
-            Ok(None) => {
-                self.uploader.set_volume(None);
-                self.fetch.set_external(None);
-            }
-            Ok(Some(external)) => {
-                self.fetch
-                    .set_external(Some(Arc::new(ExternalPacks::new(Arc::clone(&external)))));
-                self.uploader.set_volume(Some(external));
-            }
-            Err(Error::Refused(reason)) => self.uploader.refuse(reason),
-            Err(error) => {
-                let (identity, fetch) = (self.identity.clone(), Arc::downgrade(&self.fetch));
-                let opener = move || {
-                    let external = open_store(&identity, &store)?
-                        .ok_or_else(|| Error::Refused("there is no external volume".into()))?;
-                    if let Some(fetch) = fetch.upgrade() {
-                        fetch.set_external(Some(Arc::new(ExternalPacks::new(Arc::clone(
-                            &external,
-                        )))));
-                    }
-                    Ok(external)
-                };
-                self.uploader.retry(error.chain(), Box::new(opener));
-            }
+        let (store, refusal) = match store::connect(&self.identity, &settings) {
+            Ok(store) => (store, None),
+            Err(error) => (None, Some(error.chain())),
+        };
+        let guarded = store
+            .as_ref()
+            .map(|store| limits::hold_back(store.guarded(), &self.limits));
+        let old = std::mem::replace(&mut *whole(&self.external), store);
+        self.fetch
+            .set_external(guarded.clone().map(ExternalPacks::guarded));
+        self.uploader.set_volume(guarded);
+        if let Some(reason) = refusal {
+            self.uploader.refuse(reason);
+        }
+        if let Some(old) = old {
+            old.stop();
         }
     }
 }
@@ -336,32 +328,6 @@ fn refuse_unfinished(root: &Path) -> Result<()> {
         )));
     }
     Ok(())
-}
-
-/// Opens the external volume that `store` names, if it is that copy of this volume; none for `Local`.
-pub fn open_store(identity: &Identity, store: &Store) -> Result<Option<Arc<dyn vfs::Volume>>> {
-    let (Some(spec), Some(copy)) = (store.spec(), store.copy()) else {
-        return Ok(None);
-    };
-    let external = buckets::open(&spec)?;
-    external.bind(sentinel(&identity.volume, copy)?)?;
-    Ok(Some(external))
-}
-
-/// By what the copy `copy` of the volume `volume` is recognised.
-pub fn sentinel(volume: &str, copy: &str) -> Result<vfs::Sentinel> {
-    let (volume, copy) = (volume.to_owned(), copy.to_owned());
-    let key = vfs::ObjectKey::new(crate::format::record::IDENTITY_NAME)?;
-    let check = move |bytes: &[u8]| {
-        let there = Identity::parse("volume.json", bytes).map_err(|error| error.chain())?;
-        if there.volume == volume && there.store.as_deref() == Some(&copy) {
-            Ok(())
-        } else {
-            let copy = there.store.unwrap_or_default();
-            Err(format!("it is volume {}, copy {copy}", there.volume))
-        }
-    };
-    Ok(vfs::Sentinel::new(key, check))
 }
 
 /// UUID of the external copy, zero for none.

@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use vfs::dir::{Assessment, FSTAB, assess};
+use vfs::dir::{Assessment, FSTAB, RefusalCause, assess};
 
 use crate::error::{Error, Result};
 
@@ -23,6 +23,20 @@ pub fn admit(path: &Path, look: Look<'_>) -> Result<Assessment> {
     match found.refusal(look.forced) {
         Some(refusal) => Err(Error::Refused(refusal.text.clone())),
         None => Ok(found),
+    }
+}
+
+/// Whether it makes sense to show what is there: an empty mount point is not the volume.
+pub fn admit_a_look(path: &Path) -> Result<()> {
+    let found = assess(path, Path::new(FSTAB));
+    let is_absent = |cause| matches!(cause, RefusalCause::NotMounted | RefusalCause::Dead);
+    match found
+        .refusals
+        .iter()
+        .find(|refusal| is_absent(refusal.cause))
+    {
+        Some(refusal) => Err(Error::Refused(refusal.text.clone())),
+        None => Ok(()),
     }
 }
 

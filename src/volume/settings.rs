@@ -4,15 +4,20 @@ use std::fmt;
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use vfs::Spec;
 
 use crate::error::{Error, Result};
 use crate::types::Uuid;
+use crate::volume::limits::LimitSettings;
 
 /// Name of the settings in a backup path.
 pub const NAME: &str = "settings.json";
+
+/// For how long the external volume may be silent, where nobody chose: servers restart in less.
+pub const REMOTE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Where packs and archived metadata go.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, Default)]
@@ -93,6 +98,11 @@ pub struct Settings {
     pub evict_after_secs: u64,
     /// New data is refused when the backup path's file system has less than this free.
     pub reserve_bytes: u64,
+    /// How much of the line to the external volume is used.
+    pub limits: LimitSettings,
+    /// The external volume is down when it gave no sign of life for this long; until then reads of what is only there
+    /// wait for it.
+    pub remote_timeout_secs: u64,
 }
 
 impl Default for Settings {
@@ -104,6 +114,8 @@ impl Default for Settings {
             cache_bytes: 64 << 30,
             evict_after_secs: 24 * 3600,
             reserve_bytes: 256 << 20,
+            limits: LimitSettings::default(),
+            remote_timeout_secs: REMOTE_TIMEOUT.as_secs(),
         }
     }
 }
@@ -117,6 +129,11 @@ impl Settings {
             let object = path.display().to_string();
             Error::corrupt(object, 0, format!("not readable: {error}. Put it right, or write {{}} into it for the defaults and set the store again with: tidefs store set"))
         })
+    }
+
+    /// For how long the external volume may be silent.
+    pub fn remote_timeout(&self) -> Duration {
+        Duration::from_secs(self.remote_timeout_secs.max(1))
     }
 
     /// Rewrites them.

@@ -1,288 +1,230 @@
-//! Choosing where packs go, and what must not be chosen: a place of somebody else's, or within one.
+//! Opening external volumes: every one that this program uses is opened here, in the same layers.
+//!
+//! From below: the kind; for a mounted directory in other processes, so that a mount that hangs holds nobody up; retry,
+//! for what passes in seconds; a circuit breaker, for what does not (invariant 5).
 
-use std::num::NonZeroUsize;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::process::Command;
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, SystemTime};
 
-use vfs::{ObjectKey, S3Config, Spec};
+use serde::Serialize;
+use vfs::isolate::{Deadlines, IsolateOptions, PoolLimits, Start};
+use vfs::{
+    Breaker, BreakerPolicy, Circuit, Guarded, IsolatedDir, ObjectKey, Retry, RetryPolicy, Sentinel,
+    Spec, StopSignal,
+};
 
-use crate::buckets::{self, Registry, Use};
+use crate::buckets;
 use crate::error::{Error, Result};
-use crate::format::record::IDENTITY_NAME;
-use crate::volume::attach::attach;
-use crate::volume::engine::Volume;
-use crate::volume::open::{store_uuid, whole};
-use crate::volume::settings::Store;
+use crate::format::record::{IDENTITY_NAME, Identity};
+use crate::volume::settings::Settings;
 
-/// Names that are a volume's own below its prefix. A prefix of one volume with such a part would lie within another.
-const OWN_NAMES: [&str; 6] = [
-    "accounts",
-    "items",
-    "server",
-    "backupstat",
-    "lost+found",
-    "probe",
-];
-/// Objects that are looked at for one that is nobody's probe.
-const LOOK_LEN: NonZeroUsize = NonZeroUsize::new(100).unwrap();
+/// The word behind the program's name that makes it a worker, before anything else is read.
+pub const WORKER_WORD: &str = "dir-worker";
 
-/// What an operator chooses.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Choice {
-    /// No external volume.
-    Local,
-    /// A mounted directory.
-    Dir(PathBuf),
-    /// A bucket that this machine knows.
-    S3 {
-        /// Its id or label.
-        bucket: String,
-        /// Where in it; by default a prefix of the volume's own, its UUID.
-        prefix: Option<String>,
+/// Whether this program, started with [`WORKER_WORD`], is a worker.
+static IS_WORKER: OnceLock<()> = OnceLock::new();
+
+/// Says that this program, started with [`WORKER_WORD`], is a worker: then mounted directories are used through
+/// processes. Before, and in programs that embed the engine, through threads.
+pub fn work_in_processes() {
+    // Said twice it is as true.
+    let _ = IS_WORKER.set(());
+}
+
+fn start_of(path: &Path) -> Start {
+    if IS_WORKER.get().is_none() {
+        return Start::Thread;
+    }
+    let path = path.to_owned();
+    Start::Process(Arc::new(move || {
+        // The very program that runs, also after an upgrade has put another in its place.
+        let mut command = Command::new("/proc/self/exe");
+        // The path is for people who look at processes.
+        command.arg0("tidefs").arg(WORKER_WORD).arg(&path);
+        command.env_clear();
+        command
+    }))
+}
+
+/// An external volume in its layers.
+#[derive(Clone, Debug)]
+pub struct ExternalStore {
+    guarded: Guarded,
+    dir: Option<Arc<IsolatedDir>>,
+}
+
+/// Whether the external volume answers, for `status`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(tag = "state", rename_all = "lowercase")]
+pub enum CircuitStatus {
+    /// It does, as far as is known.
+    Up {
+        /// Workers that hang in it.
+        hung_workers: usize,
+    },
+    /// It was unreachable lately, and is still asked.
+    Degraded {
+        /// Seconds since 1970.
+        since: u64,
+        /// Why.
+        reason: String,
+        /// Workers that hang in it.
+        hung_workers: usize,
+    },
+    /// It is looked for, and not asked.
+    Down {
+        /// Seconds since 1970.
+        since: u64,
+        /// Why.
+        reason: String,
+        /// Workers that hang in it.
+        hung_workers: usize,
     },
 }
 
-/// A place that was chosen, open.
-#[derive(Clone, Debug)]
-pub struct Chosen {
-    /// The volume there, unbound.
-    pub volume: Arc<dyn vfs::Volume>,
-    place: Place,
-}
+impl ExternalStore {
+    /// In its layers, for whoever uses it.
+    pub fn guarded(&self) -> Guarded {
+        self.guarded.clone()
+    }
 
-#[derive(Clone, Debug)]
-enum Place {
-    Dir(PathBuf),
-    S3 { id: String, prefix: String },
-}
+    /// Lets go of everybody who waits for it, for good.
+    pub fn stop(&self) {
+        self.guarded.breaker.stop();
+    }
 
-impl Chosen {
-    /// As the settings keep it, with the UUID of the copy there.
-    pub fn store(&self, copy: String) -> Store {
-        match self.place.clone() {
-            Place::Dir(path) => Store::Dir { path, store: copy },
-            Place::S3 { id, prefix } => Store::S3 {
-                bucket: id,
-                prefix,
-                store: copy,
+    /// For how long it has been asked for something without any answer, if it has.
+    pub fn silence(&self) -> Option<Duration> {
+        self.guarded.breaker.silence()
+    }
+
+    /// Whether it gives a sign of life within `patience`. If not, it is taken for down.
+    pub fn answers_within(&self, patience: Duration) -> bool {
+        self.guarded.breaker.answers_within(patience)
+    }
+
+    /// For `status`.
+    pub fn circuit(&self) -> CircuitStatus {
+        let hung_workers = self.dir.as_ref().map_or(0, |dir| dir.abandoned());
+        let secs = |time: SystemTime| {
+            time.duration_since(SystemTime::UNIX_EPOCH)
+                .map_or(0, |time| time.as_secs())
+        };
+        match self.guarded.breaker.circuit() {
+            Circuit::Up => CircuitStatus::Up { hung_workers },
+            Circuit::Degraded { since, reason } => CircuitStatus::Degraded {
+                since: secs(since),
+                reason,
+                hung_workers,
+            },
+            Circuit::Down { since, reason } => CircuitStatus::Down {
+                since: secs(since),
+                reason,
+                hung_workers,
             },
         }
     }
 }
 
-impl Choice {
-    /// Opens the place for the backup path `root` of the volume `uuid`; none is `Local`.
-    pub fn open(&self, root: &Path, uuid: &str) -> Result<Option<Chosen>> {
-        match self {
-            Choice::Local => Ok(None),
-            Choice::Dir(path) => open_dir(path, root).map(Some),
-            Choice::S3 { bucket, prefix } => {
-                let prefix = prefix.clone().unwrap_or_else(|| uuid.to_owned());
-                open_bucket(bucket, prefix).map(Some)
-            }
-        }
-    }
-}
-
-fn open_dir(path: &Path, root: &Path) -> Result<Chosen> {
-    let path = std::fs::canonicalize(path).map_err(Error::io("find", path))?;
-    if path.starts_with(root) || root.starts_with(&path) {
-        let (path, root) = (path.display(), root.display());
-        return Err(Error::Refused(format!(
-            "{path} and the backup path {root} lie in each other: use another disk"
-        )));
-    }
-    let around = path.ancestors().skip(1);
-    for parent in around {
-        if parent.join(IDENTITY_NAME).exists() {
-            return Err(within(
-                &format!("dir:{}", path.display()),
-                &format!("dir:{}", parent.display()),
-            ));
-        }
-    }
-    let volume = buckets::open(&Spec::Dir(path.clone()))?;
-    let place = Place::Dir(path);
-    Ok(Chosen { volume, place })
-}
-
-fn within(place: &str, other: &str) -> Error {
-    Error::Refused(format!(
-        "{place} lies within the volume at {other}: use a directory or prefix beside it"
-    ))
-}
-
-fn open_bucket(name: &str, prefix: String) -> Result<Chosen> {
-    let known = Registry::of_this_machine().buckets()?;
-    let bucket = buckets::find(&known, name)?;
-    let fault = prefix_fault(&prefix);
-    if let Some(fault) = fault {
-        return Err(Error::Refused(format!(
-            "the prefix '{}' {fault}",
-            prefix.escape_debug()
-        )));
-    }
-    let spec = Spec::S3Bucket {
-        bucket_id: bucket.id.clone(),
-        prefix: prefix.clone(),
+fn dir(
+    path: &Path,
+    sentinel: Option<Sentinel>,
+    remote_timeout: Duration,
+    stop: &StopSignal,
+) -> IsolatedDir {
+    let options = IsolateOptions {
+        start: start_of(path),
+        limits: PoolLimits::default(),
+        deadlines: Deadlines {
+            base: remote_timeout,
+            ..Deadlines::default()
+        },
+        stop: stop.clone(),
     };
-    let volume = buckets::open(&spec)?;
-    refuse_neighbours(&*volume, &bucket.s3.clone().below(&prefix))?;
-    let place = Place::S3 {
-        id: bucket.id.clone(),
-        prefix,
+    IsolatedDir::new(path, sentinel, options)
+}
+
+fn in_layers(
+    kind: Arc<dyn vfs::Volume>,
+    remote_timeout: Duration,
+    stop: StopSignal,
+) -> Result<Guarded> {
+    let name = kind.to_string();
+    let retry = Retry::new(kind, RetryPolicy::default(), stop.clone());
+    let policy = BreakerPolicy {
+        silence_max: remote_timeout,
+        quiet_max: remote_timeout / 3,
+        ..BreakerPolicy::default()
     };
-    Ok(Chosen { volume, place })
+    let breaker = Breaker::start(Arc::new(retry), policy, stop)
+        .map_err(Error::io("watch", PathBuf::from(name)))?;
+    Ok(Guarded::new(Arc::new(breaker)))
 }
 
-fn prefix_fault(prefix: &str) -> Option<String> {
-    if prefix.is_empty() {
-        return None;
-    }
-    if ObjectKey::new(prefix).is_err() {
-        return Some(
-            "is not one: it is made of a-z, 0-9, '.', '-', '_' and single '/' between them".into(),
-        );
-    }
-    let own = prefix.split('/').find(|part| OWN_NAMES.contains(part))?;
-    Some(format!(
-        "has a part '{own}', which is a volume's own: choose another"
-    ))
-}
-
-/// A prefix that is not yet a volume must be empty, and lie within no other: else two servers would share it.
-fn refuse_neighbours(volume: &dyn vfs::Volume, config: &S3Config) -> Result<()> {
-    if volume.head(&ObjectKey::new(IDENTITY_NAME)?)?.is_some() {
-        return Ok(());
-    }
-    let found = volume.list("", None, LOOK_LEN)?.objects;
-    let harmless = ["probe/", "server/attaching/"];
-    let foreign = found.iter().find(|meta| {
-        !harmless
-            .iter()
-            .any(|own| meta.key.as_str().starts_with(own))
-    });
-    if let Some(foreign) = foreign {
-        return Err(Error::Refused(format!(
-            "{volume} is not empty: it has {} and no {IDENTITY_NAME}. Use a prefix of its own (--prefix)",
-            foreign.key
-        )));
-    }
-    let mut prefix = config.prefix.as_str();
-    while !prefix.is_empty() {
-        prefix = prefix.rsplit_once('/').map_or("", |(parent, _)| parent);
-        let mut around = config.clone();
-        around.prefix = prefix.to_owned();
-        let shown = around.to_string();
-        let spec = Spec::S3Bucket {
-            bucket_id: "parent".into(),
-            prefix: String::new(),
-        };
-        let opened = buckets::open_with(&spec, &|_| Ok(around.clone()))?;
-        match opened.head(&ObjectKey::new(IDENTITY_NAME)?) {
-            Ok(None) => {}
-            Ok(Some(_)) => return Err(within(&config.to_string(), &shown)),
-            // Keys that are good for a prefix only cannot look around it, and whoever gave them out knows of it.
-            Err(error) if !error.is_unreachable() && !error.is_transient() => {}
-            Err(error) => return Err(error.into()),
-        }
-    }
-    Ok(())
-}
-
-impl Volume {
-    /// Sets where packs go, a directory or nowhere. Refused, and nothing changed, if the place is not ours to take.
-    pub fn set_store(&self, path: Option<PathBuf>) -> Result<Store> {
-        self.choose_store(&path.map_or(Choice::Local, Choice::Dir))
-    }
-
-    /// The same for every kind.
-    pub fn choose_store(&self, choice: &Choice) -> Result<Store> {
-        let store = match choice.open(&self.root, &self.identity.volume)? {
-            None => Store::Local,
-            Some(chosen) => {
-                let copy = attach(&*chosen.volume, &self.identity, self.clock.now_secs())?;
-                chosen.store(copy)
-            }
-        };
-        let mut settings = self.settings();
-        let evicted = self
-            .ledger
-            .all()
-            .iter()
-            .filter(|(_, entry)| entry.evicted)
-            .count();
-        // The same copy may have moved: a mount point of another name, a bucket that was added anew.
-        if evicted > 0 && settings.store.copy() != store.copy() {
-            return Err(Error::Refused(format!(
-                "{evicted} packs are only on the external volume that is set now: it cannot be left behind"
-            )));
-        }
-        // Before the settings: a bucket that is in use and not entered could be removed.
-        enter_use(&self.root, &store)?;
-        settings.store = store.clone();
-        settings.write(&self.root)?;
-        *whole(&self.settings) = settings.clone();
-        leave_use(&self.root, &store);
-        self.ledger.set_external(store_uuid(&settings))?;
-        self.connect_store();
-        Ok(store)
-    }
-}
-
-/// Notes in the machine's list of buckets that `root` uses one.
-pub fn enter_use(root: &Path, store: &Store) -> Result<()> {
-    let Store::S3 {
-        bucket,
-        prefix,
-        store,
-    } = store
-    else {
-        return Ok(());
+/// The external volume that `spec` names, whoever it belongs to; it was there a moment ago.
+pub fn open_spec(spec: &Spec, remote_timeout: Duration) -> Result<Guarded> {
+    let stop = StopSignal::new();
+    let kind: Arc<dyn vfs::Volume> = match spec {
+        Spec::Dir(path) => Arc::new(dir(path, None, remote_timeout, &stop)),
+        other => buckets::open(other)?,
     };
-    let user = Use {
-        path: root.to_owned(),
-        prefix: prefix.clone(),
-        store: store.clone(),
+    // Not by the breaker, whose reasons are for those who come later.
+    kind.verify_identity()?;
+    in_layers(kind, remote_timeout, stop)
+}
+
+/// The external volume of `store`, which must be the copy of `identity` that it names, once it is looked at: that comes
+/// with its first use, so that one that hangs holds up no opening. `None` if there is none.
+pub fn connect(identity: &Identity, settings: &Settings) -> Result<Option<ExternalStore>> {
+    let (Some(spec), Some(copy)) = (settings.store.spec(), settings.store.copy()) else {
+        return Ok(None);
     };
-    Registry::of_this_machine().enter(bucket, user)
+    let remote_timeout = settings.remote_timeout();
+    let stop = StopSignal::new();
+    let sentinel = sentinel(identity, copy)?;
+    let (kind, dir): (Arc<dyn vfs::Volume>, _) = if let Spec::Dir(path) = &spec {
+        let dir = Arc::new(dir(path, Some(sentinel), remote_timeout, &stop));
+        (Arc::clone(&dir) as Arc<dyn vfs::Volume>, Some(dir))
+    } else {
+        (buckets::open_bound(&spec, sentinel)?, None)
+    };
+    let guarded = in_layers(kind, remote_timeout, stop)?;
+    Ok(Some(ExternalStore { guarded, dir }))
 }
 
-/// Notes that it uses none, if so. An entry too many is found out when the bucket is to be removed.
-pub fn leave_use(root: &Path, store: &Store) {
-    if matches!(store, Store::S3 { .. }) {
-        return;
-    }
-    if let Err(error) = Registry::of_this_machine().leave(root) {
-        tracing::warn!(
-            "{} stays entered as a bucket's user: {}",
-            root.display(),
-            error.chain()
-        );
-    }
+/// The same for a command that has nothing to do without it: it was there, and the right one, a moment ago.
+pub fn open_store(
+    identity: &Identity,
+    settings: &Settings,
+) -> Result<Option<Arc<dyn vfs::Volume>>> {
+    let Some(store) = connect(identity, settings)? else {
+        return Ok(None);
+    };
+    let Guarded { volume, .. } = store.guarded();
+    volume.verify_identity()?;
+    Ok(Some(volume))
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+/// What makes an external volume the copy `store` of the volume of `identity`.
+pub fn sentinel(identity: &Identity, store: &str) -> Result<Sentinel> {
+    let (volume, store) = (identity.volume.clone(), store.to_owned());
+    let check = move |bytes: &[u8]| {
+        let there = Identity::parse(IDENTITY_NAME, bytes).map_err(|error| error.chain())?;
+        if there.volume == volume && there.store.as_deref() == Some(&store) {
+            Ok(())
+        } else {
+            let copy = there.store.unwrap_or_default();
+            Err(format!("it is volume {}, copy {copy}", there.volume))
+        }
+    };
+    Ok(Sentinel::new(ObjectKey::new(IDENTITY_NAME)?, check))
+}
 
-    #[test]
-    fn a_prefix_within_a_volume_or_that_is_no_key_is_refused() {
-        for prefix in ["", "a", "host-7/a", "servers", "1f"] {
-            assert_eq!(prefix_fault(prefix), None, "{prefix}");
-        }
-        for prefix in [
-            "/a",
-            "a/",
-            "a//b",
-            "A",
-            "a b",
-            "..",
-            "items",
-            "a/server",
-            "a/items/b",
-        ] {
-            assert!(prefix_fault(prefix).is_some(), "{prefix}");
-        }
-    }
+/// The path of a directory that is to become the external volume, without symbolic links.
+pub fn resolve(path: &Path, remote_timeout: Duration) -> Result<PathBuf> {
+    let stop = StopSignal::new();
+    Ok(dir(path, None, remote_timeout, &stop).canonical()?)
 }

@@ -235,6 +235,12 @@ pub trait Tree: Send + Sync {
         ino
     }
 
+    /// The kernel was told of the inode once more: [`Tree::forget`] will count it. For trees that number their inodes by
+    /// use and count exactly.
+    fn hold(&self, ino: Ino) {
+        let _ = ino;
+    }
+
     /// The kernel forgot the inode: `count` of the lookups that named it are over. For trees that
     /// number their inodes by use; others need nothing.
     fn forget(&self, ino: Ino, count: u64) {

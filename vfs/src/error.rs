@@ -48,6 +48,10 @@ pub enum ErrorCase {
     NoSpace,
     /// A handle of a network file system went stale; the volume has opened its root again. Transient.
     Stale,
+    /// There was no answer in time: whoever asked goes on without one. Unreachable.
+    TimedOut,
+    /// The volume was not asked, because it did not answer before: the circuit is open. Unreachable.
+    CircuitOpen,
 }
 
 /// Why an operation on a volume failed.
@@ -106,9 +110,29 @@ impl Error {
         self
     }
 
+    /// The same once more, for another who waited for the same thing: its causes become part of the text.
+    pub(crate) fn again(&self) -> Error {
+        let mut message = self.message.to_string();
+        let mut next = std::error::Error::source(self);
+        while let Some(cause) = next {
+            message.push_str(": ");
+            message.push_str(&cause.to_string());
+            next = cause.source();
+        }
+        Error::new(self.class, self.op, &self.volume, &self.key, message).with_case(self.case)
+    }
+
     /// The same for a look that was to tell which volume this is: whatever was in its way, it is not known.
     pub(crate) fn into_unreachable(mut self) -> Error {
         self.class = ErrorClass::Unreachable;
+        self
+    }
+
+    /// The same as the answer to what was asked at `at`, which led to it.
+    pub(crate) fn asked_at(mut self, at: At<'_>) -> Error {
+        self.op = at.op;
+        self.key = at.key.into();
+        self.volume = at.volume.into();
         self
     }
 
@@ -179,7 +203,19 @@ impl Error {
 
     /// The error and its causes on one line.
     pub fn chain(&self) -> String {
-        let mut text = self.to_string();
+        self.with_causes(self.to_string())
+    }
+
+    /// What happened and why, without what it was asked to do: for a text that names that itself.
+    pub(crate) fn reason(&self) -> String {
+        self.with_causes(self.message.to_string())
+    }
+
+    pub(crate) fn message(&self) -> &str {
+        &self.message
+    }
+
+    fn with_causes(&self, mut text: String) -> String {
         let mut next = std::error::Error::source(self);
         while let Some(cause) = next {
             text.push_str(": ");

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use crate::dir::DirVolume;
 use crate::error::{Error, ErrorClass, Result};
+use crate::identity::Sentinel;
 use crate::key::ObjectKey;
 use crate::s3::{S3Config, S3Url};
 use crate::volume::Volume;
@@ -145,12 +146,41 @@ pub fn open_with(spec: &Spec, resolver: Resolver<'_>) -> Result<Arc<dyn Volume>>
     })
 }
 
+/// The same for the volume that holds `sentinel`, and no other. A bucket is not looked at before its first look at the
+/// identity, so that a server that is away holds nobody up; a directory is.
+pub fn open_bound(
+    spec: &Spec,
+    sentinel: Sentinel,
+    resolver: Resolver<'_>,
+) -> Result<Arc<dyn Volume>> {
+    let config = match spec {
+        Spec::Local(_) | Spec::Dir(_) => {
+            let volume = open_with(spec, resolver)?;
+            volume.bind(sentinel)?;
+            return Ok(volume);
+        }
+        Spec::S3Url(url) => url.config().clone(),
+        Spec::S3Bucket { bucket_id, prefix } => resolver(bucket_id)?.below(prefix),
+    };
+    open_bound_bucket(spec, config, sentinel)
+}
+
 #[cfg(feature = "s3")]
 fn open_bucket(spec: &Spec, config: S3Config) -> Result<Arc<dyn Volume>> {
-    Ok(Arc::new(crate::s3::S3Volume::open_as(
-        spec.to_string(),
-        config,
-    )?))
+    let bucket = crate::s3::S3Volume::open_as(spec.to_string(), config)?;
+    Ok(Arc::new(bucket))
+}
+
+#[cfg(feature = "s3")]
+fn open_bound_bucket(spec: &Spec, config: S3Config, sentinel: Sentinel) -> Result<Arc<dyn Volume>> {
+    let bucket = crate::s3::S3Volume::open_as(spec.to_string(), config)?;
+    bucket.expect_sentinel(sentinel);
+    Ok(Arc::new(bucket))
+}
+
+#[cfg(not(feature = "s3"))]
+fn open_bound_bucket(spec: &Spec, config: S3Config, _: Sentinel) -> Result<Arc<dyn Volume>> {
+    open_bucket(spec, config)
 }
 
 #[cfg(not(feature = "s3"))]

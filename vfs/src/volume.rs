@@ -160,7 +160,34 @@ impl<'a> From<&'a [u8]> for Body<'a> {
 }
 
 /// Bytes of a file body in memory at once.
-const CHUNK_LEN: usize = 1 << 20;
+pub(crate) const CHUNK_LEN: usize = 1 << 20;
+
+/// What a put sends: a [`Body`], or bytes that arrive while they are written and come only once.
+pub(crate) trait Outgoing {
+    /// How many bytes.
+    fn len(&self) -> u64;
+
+    /// Hands all bytes, in order, to `sink`; `place` names the put in an error.
+    fn send(
+        &self,
+        place: (&'static str, &str, &ObjectKey),
+        sink: &mut dyn FnMut(&[u8]) -> Result<()>,
+    ) -> Result<()>;
+}
+
+impl Outgoing for Body<'_> {
+    fn len(&self) -> u64 {
+        Body::len(self)
+    }
+
+    fn send(
+        &self,
+        place: (&'static str, &str, &ObjectKey),
+        sink: &mut dyn FnMut(&[u8]) -> Result<()>,
+    ) -> Result<()> {
+        self.for_each_chunk(place, sink)
+    }
+}
 
 impl Body<'_> {
     /// How many bytes.
@@ -317,7 +344,7 @@ pub struct BucketProfile {
     pub server: String,
     /// The ETag of an object is the MD5 of its bytes: what was stored can be compared without reading it.
     pub etag_is_md5: bool,
-    /// Bytes that are not those that were signed for are refused.
+    /// Bytes that do not have the MD5 that was announced for them are refused.
     pub checks_content: bool,
     /// Objects can be sent in parts.
     pub multipart: bool,

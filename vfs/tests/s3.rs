@@ -171,7 +171,7 @@ fn through(mut config: S3Config, cut: fn(&Request) -> bool) -> (S3Volume, Server
             Action::Forward(address.clone())
         }
     });
-    config.endpoint = server.endpoint.clone();
+    config.endpoint.clone_from(&server.endpoint);
     (S3Volume::open(config).unwrap(), server)
 }
 
@@ -218,7 +218,7 @@ fn an_exclusive_put_whose_answer_is_lost_is_won() {
         }
     });
     let mut config = config;
-    config.endpoint = server.endpoint.clone();
+    config.endpoint.clone_from(&server.endpoint);
     let volume = Retry::new(
         Arc::new(S3Volume::open(config).unwrap()),
         RetryPolicy::default(),

@@ -77,7 +77,7 @@ fn outcomes(
     ];
     calls
         .into_iter()
-        .map(|(name, outcome)| (name, outcome.expect_err(name)))
+        .map(|(name, outcome)| (name, outcome.unwrap_err()))
         .collect()
 }
 
@@ -374,12 +374,16 @@ fn an_object_is_missing_only_if_a_body_says_so() {
     assert!(error.is_transient(), "{error:?}");
 }
 
+fn listed(name: &str) -> String {
+    format!("<Contents><Key>{name}</Key><Size>1</Size></Contents>")
+}
+
 #[test]
 fn a_listing_of_errors_or_without_order_is_no_listing() {
     let listing = |names: &[&str]| {
         let mut text = "<ListBucketResult><IsTruncated>false</IsTruncated>".to_owned();
         for name in names {
-            text += &format!("<Contents><Key>host-7/{name}</Key><Size>1</Size></Contents>");
+            text += &listed(&format!("host-7/{name}"));
         }
         text + "</ListBucketResult>"
     };
@@ -409,7 +413,7 @@ fn what_others_put_is_not_listed() {
     ];
     let mut text = "<ListBucketResult><IsTruncated>false</IsTruncated>".to_owned();
     for name in names {
-        text += &format!("<Contents><Key>{name}</Key><Size>1</Size></Contents>");
+        text += &listed(name);
     }
     text += "</ListBucketResult>";
     let text = text.replace("%C3%A4</Key>", "a%C3%A4</Key>");

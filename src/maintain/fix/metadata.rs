@@ -8,7 +8,6 @@ use std::sync::Arc;
 
 use vfs::{ObjectKey, VolumeExt};
 
-use crate::buckets;
 use crate::error::{Error, Result};
 use crate::format::keys;
 use crate::format::record::{
@@ -25,6 +24,7 @@ use crate::volume::external::RECORD_LEN_MAX;
 use crate::volume::init::{external_identity, read_identity};
 use crate::volume::lost::trace_of_lost_record;
 use crate::volume::settings::{Settings, rewrite, sync_dir};
+use crate::volume::store::open_spec;
 
 /// Memory for decoded blocks of segments that are looked at once.
 const BLOCK_CACHE_BYTES: usize = 8 << 20;
@@ -43,8 +43,8 @@ pub(super) fn identity(root: &Path, settings: &Settings, done: &mut Done) -> Res
     let (Some(spec), Some(copy)) = (settings.store.spec(), settings.store.copy()) else {
         return Err(failure);
     };
-    let external = buckets::open(&spec)?;
-    match external_identity(&*external)? {
+    let external = open_spec(&spec, settings.remote_timeout())?;
+    match external_identity(&*external.volume)? {
         Some(there) if there.store.as_deref() == Some(copy) => {
             let here = root.join(IDENTITY_NAME);
             let identity = Identity {

@@ -4,6 +4,7 @@
 //! at the endpoint (a proxy's page, a captive portal, another service) says nothing about any object: unreachable, never
 //! missing (invariant 6).
 
+use std::fmt::Write as _;
 use std::time::Duration;
 
 use reqwest::header::HeaderMap;
@@ -125,20 +126,18 @@ impl Refusal {
         let (class, case, advice) = self.classify();
         let mut text = advice.to_owned();
         if let (Some(place), 300..=399) = (&self.elsewhere, self.status) {
-            text.push_str(&format!(" (it points to {place})"));
+            let _ = write!(text, " (it points to {place})");
         }
         if self.is("RequestTimeTooSkewed")
             && let Some(skew) = self.clock_skew_secs
         {
-            text.push_str(&format!(
-                " (this machine's clock is {})",
-                clock::in_words(skew)
-            ));
+            let _ = write!(text, " (this machine's clock is {})", clock::in_words(skew));
         }
-        text.push_str(&format!(" [{}", self.status));
+        // Writing to a string does not fail.
+        let _ = write!(text, " [{}", self.status);
         for word in [&self.code, &self.message] {
             if !word.is_empty() {
-                text.push_str(&format!(" {word}"));
+                let _ = write!(text, " {word}");
             }
         }
         text.push(']');

@@ -188,16 +188,16 @@ pub(super) async fn sweep(volume: &S3Volume, older_than: Duration) -> Result<u64
             xml::read("ListMultipartUploadsResult", &bytes).map_err(Fail::foreign)?;
         let date = headers.get("date").and_then(|date| date.to_str().ok());
         let now = date.and_then(clock::http_date).unwrap_or_else(clock::now);
-        for upload in &listing.uploads {
+        for upload in &listing.unfinished {
             let began = clock::document_date(&upload.initiated);
             // A header's time has no fractions: what was just begun lies before it.
             let age = began.map(|began| Duration::try_from(now - began).unwrap_or_default());
             let name = xml::decode(&upload.key).filter(|name| volume.stripped(name).is_some());
-            let ours = volume.state().uploads.contains(&upload.upload_id);
+            let ours = volume.state().uploads.contains(&upload.id);
             if let (Some(name), Some(age), false) = (name, age, ours)
                 && age >= older_than
             {
-                multipart::abort(&volume.client, &name, &upload.upload_id).await?;
+                multipart::abort(&volume.client, &name, &upload.id).await?;
                 swept += 1;
             }
         }

@@ -3,9 +3,9 @@
 //! The callers wait on their own threads for futures that two threads named `s3-*` drive; nothing asynchronous is seen
 //! outside. A request is sent once: asking again is `layer::retry`'s, with the class that the table in `answer` gave.
 //!
-//! What went out is compared with what is there: the server checks the bytes against their SHA-256, which is signed, and
-//! against `Content-MD5`; the ETag it answers is compared with ours; the object's size is looked up where that says
-//! nothing. A mismatch is an error.
+//! What went out is compared with what is there: the server checks the bytes against `Content-MD5`, which is signed, and
+//! small ones against their SHA-256 too; the ETag it answers is compared with ours; the object's size is looked up where
+//! that says nothing. A mismatch is an error.
 //!
 //! - `runtime`, `endpoint`, `sign`, `client`: threads, the way, the signature, one request and its answer;
 //! - `answer`, `xml`, `clock`: what an answer means; `credentials`: which keys;
@@ -126,6 +126,11 @@ impl S3Volume {
             },
             config,
         })
+    }
+
+    /// As [`Volume::bind`], but the first look is for whoever asks for the identity.
+    pub fn expect_sentinel(&self, sentinel: Sentinel) {
+        self.state().sentinel = Some(sentinel);
     }
 
     /// What it was opened with.

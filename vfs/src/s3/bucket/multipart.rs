@@ -6,7 +6,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use reqwest::Method;
 use tokio::task::{JoinSet, spawn_blocking};
 use tokio::time::timeout;
@@ -21,7 +20,7 @@ use super::S3Volume;
 use super::answer::{Fail, Refusal};
 use super::body::{Payload, hex};
 use super::client::{Call, Client, Lane};
-use super::put::{Condition, bytes_of, mismatch, refuse_if_present, room};
+use super::put::{Condition, bytes_of, mismatch, refuse_if_present, room, signs_bodies, summed_up};
 use super::read;
 use super::xml;
 
@@ -81,6 +80,7 @@ async fn send_parts(
     body: Body<'_>,
     part_len: u64,
 ) -> Result<Vec<Part>, Fail> {
+    let signed = signs_bodies(volume);
     let mut running = JoinSet::new();
     let mut parts = Vec::new();
     let mut start = 0;
@@ -100,7 +100,12 @@ async fn send_parts(
             upload.id.clone(),
         );
         running.spawn(async move {
-            let sent = send_part(&client, full, &id, number, bytes).await;
+            // A thread that may take its time: the workers have other connections to serve.
+            let sums = spawn_blocking(move || summed_up(bytes, signed)).await;
+            let sent = match sums {
+                Ok(payload) => send_part(&client, full, &id, number, payload).await,
+                Err(error) => Err(Fail::timeout(format!("a thread for S3 failed: {error}"))),
+            };
             drop(room);
             sent
         });
@@ -132,12 +137,8 @@ async fn send_part(
     full: String,
     id: &str,
     number: u32,
-    bytes: Bytes,
+    payload: Payload,
 ) -> Result<Part, Fail> {
-    // A thread that may take its time: the workers have other connections to serve.
-    let payload = spawn_blocking(move || Payload::new(bytes))
-        .await
-        .map_err(|error| Fail::timeout(format!("a thread for S3 failed: {error}")))?;
     let md5 = payload.md5;
     let expected = payload.md5_hex();
     let mut call = Call::new(Method::PUT, Some(full))
@@ -243,7 +244,7 @@ impl Drop for Upload<'_> {
             match timeout(ABORT_TIMEOUT, abort(&client, &full, &id)).await {
                 Ok(Ok(())) => debug!(key = full, "an upload in parts was aborted"),
                 Ok(Err(_)) | Err(_) => {
-                    warn!(key = full, "an upload in parts is left to the next sweep")
+                    warn!(key = full, "an upload in parts is left to the next sweep");
                 }
             }
         });

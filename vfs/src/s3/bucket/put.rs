@@ -32,6 +32,23 @@ pub(super) enum Condition {
     Lookup,
 }
 
+/// Bodies up to this length are signed for in any case, and wait for nobody's bulk.
+const SMALL_LEN_MAX: u64 = 1 << 20;
+
+/// Whether the signature covers large bodies: when it is wished, or when ETags do not say what was stored.
+pub(super) fn signs_bodies(volume: &S3Volume) -> bool {
+    volume.config.sign_bodies || volume.etag_is_opaque.load(Ordering::Relaxed)
+}
+
+/// The body with its sums.
+pub(super) fn summed_up(bytes: Bytes, signed: bool) -> Payload {
+    if signed || bytes.len() as u64 <= SMALL_LEN_MAX {
+        Payload::new(bytes)
+    } else {
+        Payload::unsigned(bytes)
+    }
+}
+
 /// Takes room for `len` bytes of a body; waits until others have given up theirs.
 pub(super) async fn room(volume: &S3Volume, len: u64) -> Result<OwnedSemaphorePermit, Fail> {
     // The configuration was checked: one body always fits.
@@ -78,7 +95,7 @@ pub(super) async fn put(
     condition: Condition,
 ) -> Result<Meta, Fail> {
     let _room = room(volume, body.len()).await?;
-    let payload = Payload::new(bytes_of(at, body, 0..body.len())?);
+    let payload = summed_up(bytes_of(at, body, 0..body.len())?, signs_bodies(volume));
     refuse_if_present(volume, key, condition).await?;
     let mut call = Call::new(Method::PUT, Some(volume.full(key.as_str())))
         .header("content-md5", payload.content_md5())
@@ -89,7 +106,7 @@ pub(super) async fn put(
     if condition == Condition::Header {
         call = call.header("if-none-match", "*");
     }
-    if body.len() > 1 << 20 {
+    if body.len() > SMALL_LEN_MAX {
         call.lane = Lane::Bulk;
     }
     let stored = Stored::by(volume, &call).await?;

@@ -79,7 +79,7 @@ pub(super) struct Uploads {
     #[serde(rename = "NextUploadIdMarker", default)]
     pub(super) next_upload_id: Option<String>,
     #[serde(rename = "Upload", default)]
-    pub(super) uploads: Vec<Upload>,
+    pub(super) unfinished: Vec<Upload>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -87,7 +87,7 @@ pub(super) struct Upload {
     #[serde(rename = "Key")]
     pub(super) key: String,
     #[serde(rename = "UploadId")]
-    pub(super) upload_id: String,
+    pub(super) id: String,
     #[serde(rename = "Initiated")]
     pub(super) initiated: String,
 }
