@@ -6,18 +6,17 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use vfs::{ObjectKey, VolumeExt};
+use vfs::ObjectKey;
 
 use super::packs::Packs;
 use super::switch::remove_dir;
 use super::{BLOCK_CACHE_BYTES, OnStep, Scene, THREADS, write_whole};
 use crate::error::{Error, Result};
-use crate::format::record::{EPOCHS_PREFIX, EpochRecord, IDENTITY_NAME, Identity, SegmentEntry};
+use crate::format::record::{EPOCHS_PREFIX, IDENTITY_NAME, Identity, SegmentEntry};
 use crate::format::segment::{BlockCache, FileSource, Segment};
 use crate::journal;
 use crate::pack::ledger::Ledger;
-use crate::types::Epoch;
-use crate::upload::fork::{RECORD_LEN_MAX, RecordObject, claims, records_from};
+use crate::upload::fork::claims;
 use crate::volume::archive::{SEGMENTS_DIR, check_segment};
 
 /// Below the backup path, so that renames suffice.
@@ -54,7 +53,7 @@ impl Stage {
         write_whole(&self.dir.join(name), bytes)
     }
 
-    /// Identity, claims, all records, and the segments of the newest.
+    /// Identity, claims, the newest record and its segments.
     pub(super) fn metadata(&self, scene: &Scene<'_>, progress: OnStep<'_>) -> Result<()> {
         let identity = Identity {
             store: None,
@@ -62,9 +61,8 @@ impl Stage {
         };
         self.put(IDENTITY_NAME, &identity.encode())?;
         self.link_claims(scene)?;
-        let records = records_from(&*scene.external, "", Epoch(0))?;
-        progress("fetching epoch records", 0, records.len() as u64);
-        each(&records, |record| self.record(scene, record))?;
+        // Older records are of no use here: the segments of the newest have all of history.
+        self.put(scene.newest.meta.key.as_str(), &scene.record_bytes)?;
         let cache = Arc::new(BlockCache::new(BLOCK_CACHE_BYTES));
         let all: u64 = scene.record.segments.iter().map(|entry| entry.len).sum();
         let mut done = 0;
@@ -82,27 +80,6 @@ impl Stage {
             self.put(key.as_str(), &claim.encode())?;
         }
         Ok(())
-    }
-
-    fn record(&self, scene: &Scene<'_>, record: &RecordObject) -> Result<()> {
-        let key = &record.meta.key;
-        let is_newest = *key == scene.newest.meta.key;
-        let here = fs::read(scene.root.join(key.as_str())).ok();
-        // A name has one content: the session is in it. The newest was compared.
-        let known = here.filter(|bytes| {
-            !is_newest
-                && bytes.len() as u64 == record.meta.len
-                && EpochRecord::parse(key.as_str(), bytes)
-                    .is_ok_and(|of| of.volume == scene.there.volume)
-        });
-        let bytes = match known {
-            Some(bytes) => bytes,
-            None if is_newest => scene.record_bytes.clone(),
-            None => scene.external.get_whole(key, RECORD_LEN_MAX)?.to_vec(),
-        };
-        let path = self.dir.join(key.as_str());
-        // Made durable all at once, by `settle`.
-        fs::write(&path, bytes).map_err(Error::io("write", &path))
     }
 
     fn segment(
