@@ -10,16 +10,27 @@ mod registry;
 
 use std::sync::Arc;
 
-use vfs::{ErrorClass, S3Config, Spec, Volume};
+use vfs::{ErrorClass, Retry, RetryPolicy, S3Config, Spec, StopSignal, Volume};
 
 pub use preset::{Expectation, Preset};
 pub use registry::{Bucket, Registry, Use, check_label};
 
 use crate::error::{Error, Result};
 
-/// Opens whatever a SPEC names, also a bucket by its id or label.
+/// Opens whatever a SPEC names, also a bucket by its id or label, without any layer around it.
 pub fn open(spec: &Spec) -> Result<Arc<dyn Volume>> {
     Ok(vfs::open_with(spec, &resolve)?)
+}
+
+/// A bucket that may not be in the list, under the name `label`, for a look: what fails for a moment is asked again.
+pub fn open_unlisted(label: &str, config: &S3Config) -> Result<Arc<dyn Volume>> {
+    let spec = Spec::S3Bucket {
+        bucket_id: label.to_owned(),
+        prefix: String::new(),
+    };
+    let volume = vfs::open_with(&spec, &|_| Ok(config.clone()))?;
+    let retry = Retry::new(volume, RetryPolicy::default(), StopSignal::new());
+    Ok(Arc::new(retry))
 }
 
 /// The same for the volume that holds `sentinel`: a bucket is not looked at before that is asked for.

@@ -107,12 +107,20 @@ pub(super) enum StoreSet {
         /// Where in it: a-z, 0-9, '.', '-', '_' and '/'. By default a prefix of the volume's own, its UUID
         #[arg(long)]
         prefix: Option<String>,
+        /// Become the owner of the volume there, which another server or another state of this one has written. Go on
+        /// from its newest epoch; what is only here goes to lost+found
+        #[arg(long)]
+        take_over: bool,
     },
     /// A mounted directory: a disk, NFS, SMB, FUSE. It must exist, and be empty or ours
     Dir {
         /// The directory
         #[arg(value_name = "PATH")]
         directory: PathBuf,
+        /// Become the owner of the volume there, which another server or another state of this one has written. Go on
+        /// from its newest epoch; what is only here goes to lost+found
+        #[arg(long)]
+        take_over: bool,
         /// Go on where that is sane: with an NFS mount that is soft. Never under a mount point
         #[arg(long)]
         force: bool,

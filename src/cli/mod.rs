@@ -20,6 +20,7 @@ mod serving;
 mod snapshot;
 mod status;
 mod store;
+mod take_over;
 mod time;
 mod trial;
 mod umount;

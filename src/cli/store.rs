@@ -9,10 +9,12 @@ use vfs::dir::Assessment;
 use crate::buckets::{Registry, find};
 use crate::cli::args::{Store as Command, StoreSet};
 use crate::cli::output::{clean, count};
+use crate::cli::take_over;
 use crate::cli::trial::{table, try_out};
 use crate::cli::{Context, Outcome, absolute};
 use crate::daemon::client::Client;
 use crate::daemon::{BucketPlace, Failure, Request};
+use crate::volume::choice::Choice;
 use crate::volume::init::{external_identity, read_identity};
 use crate::volume::place::{self, Look};
 use crate::volume::settings::{REMOTE_TIMEOUT, Settings, Store};
@@ -21,14 +23,34 @@ use crate::volume::store::open_spec;
 pub(super) fn run(context: &mut Context, command: Command) -> Outcome {
     match command {
         Command::Set(StoreSet::Local) => set(context, Request::store_set(None, None)),
-        Command::Set(StoreSet::S3 { bucket, prefix }) => {
+        Command::Set(StoreSet::S3 {
+            bucket,
+            prefix,
+            take_over: true,
+        }) => take_over::run(context, &Choice::S3 { bucket, prefix }),
+        Command::Set(StoreSet::S3 { bucket, prefix, .. }) => {
             let place = BucketPlace { bucket, prefix };
             set(context, Request::store_set(None, Some(place)))
         }
         Command::Set(StoreSet::Dir {
             directory,
+            take_over: true,
             force,
             fstab,
+        }) => {
+            let directory = absolute(&directory)?;
+            let look = Look {
+                fstab: fstab.as_deref(),
+                forced: force,
+            };
+            place::admit(&directory, look)?;
+            take_over::run(context, &Choice::Dir(directory))
+        }
+        Command::Set(StoreSet::Dir {
+            directory,
+            force,
+            fstab,
+            ..
         }) => {
             let request = Request::StoreSet {
                 path: Some(absolute(&directory)?),

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use vfs::{Body, Capabilities, ObjectKey, Precondition, Space, VolumeExt};
+use vfs::{Body, BucketProfile, Capabilities, ObjectKey, Precondition, Space, VolumeExt};
 
 use crate::cli::output::{clean, size};
 use crate::clock::random;
@@ -52,15 +52,18 @@ impl Trial {
     /// For people.
     pub(super) fn lines(&self) -> Vec<(&'static str, String)> {
         let profile = &self.profile;
-        let mut lines = vec![(
-            "mount",
-            format!(
-                "{} ({}) at {}",
-                profile.file_system,
-                profile.source,
-                profile.mount_point.display()
-            ),
-        )];
+        let mut lines = match &profile.bucket {
+            None => vec![(
+                "mount",
+                format!(
+                    "{} ({}) at {}",
+                    profile.file_system,
+                    profile.source,
+                    profile.mount_point.display()
+                ),
+            )],
+            Some(bucket) => bucket_lines(bucket),
+        };
         if let Some(space) = self.space {
             let (available, total) = (size(space.available_bytes), size(space.total_bytes));
             lines.push(("free space", format!("{available} of {total}")));
@@ -162,7 +165,54 @@ fn millis(latency: Duration) -> String {
     )
 }
 
+fn bucket_lines(bucket: &BucketProfile) -> Vec<(&'static str, String)> {
+    let style = if bucket.path_style {
+        "path"
+    } else {
+        "virtual-host"
+    };
+    let server = if bucket.server.is_empty() {
+        "unnamed"
+    } else {
+        &bucket.server
+    };
+    let skew = match bucket.clock_skew_secs {
+        None => "not told".to_owned(),
+        Some(0) => "agrees with ours".to_owned(),
+        Some(secs) if secs > 0 => format!("{secs} s ahead of ours"),
+        Some(secs) => format!("{} s behind ours", -secs),
+    };
+    let versions = match bucket.versioning {
+        None => "not told",
+        Some(true) => "kept: what is deleted stays, and is billed",
+        Some(false) => "not kept",
+    };
+    vec![
+        (
+            "server",
+            format!(
+                "{server} at {}, region {}, {style} style",
+                bucket.endpoint, bucket.region
+            ),
+        ),
+        ("its clock", skew),
+        ("versions", versions.into()),
+    ]
+}
+
 fn abilities(profile: &Capabilities) -> String {
+    let word = |(name, can): &(&str, bool)| format!("{}{name}", if *can { "" } else { "NOT " });
+    if let Some(bucket) = &profile.bucket {
+        let all = [
+            ("create only if absent", profile.exclusive_create),
+            ("list what was just put", profile.list_after_put),
+            ("refuse changed bytes", bucket.checks_content),
+            ("tell the MD5 of what it stored", bucket.etag_is_md5),
+            ("take parts", bucket.multipart),
+            ("delete many at once", bucket.batch_delete),
+        ];
+        return all.iter().map(word).collect::<Vec<_>>().join(", ");
+    }
     let all = [
         ("rename at once", profile.atomic_rename),
         ("create only if absent", profile.exclusive_create),
@@ -171,7 +221,6 @@ fn abilities(profile: &Capabilities) -> String {
         ("direct I/O", profile.direct_io),
         ("list what was just put", profile.list_after_put),
     ];
-    let word = |(name, can): &(&str, bool)| format!("{}{name}", if *can { "" } else { "NOT " });
     all.iter().map(word).collect::<Vec<_>>().join(", ")
 }
 
@@ -189,6 +238,18 @@ fn profile_document(profile: &Capabilities) -> Value {
         "list_after_put": profile.list_after_put,
         "put_latency_us": u64::try_from(profile.put_latency.as_micros()).unwrap_or(u64::MAX),
         "get_latency_us": u64::try_from(profile.get_latency.as_micros()).unwrap_or(u64::MAX),
+        "bucket": profile.bucket.as_ref().map(|bucket| json!({
+            "endpoint": bucket.endpoint,
+            "region": bucket.region,
+            "path_style": bucket.path_style,
+            "server": bucket.server,
+            "etag_is_md5": bucket.etag_is_md5,
+            "checks_content": bucket.checks_content,
+            "multipart": bucket.multipart,
+            "batch_delete": bucket.batch_delete,
+            "versioning": bucket.versioning,
+            "clock_skew_secs": bucket.clock_skew_secs,
+        })),
         "warnings": profile.warnings,
     })
 }

@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use crate::error::{Error, Result};
 use crate::format::frame::PackExtent;
-use crate::format::record::{EPOCHS_PREFIX, EpochRecord};
+use crate::format::record::{CLAIMS_PREFIX, Claim, EPOCHS_PREFIX, EpochRecord};
 use crate::format::segment::BlockCache;
 use crate::journal::{self, replay};
 use crate::maintain::{external, packs, tree};
@@ -242,6 +242,7 @@ fn check_records(root: &Path, report: &mut CheckReport) {
         Err(error) => return report.add_error("server/epochs", error, RESTORE_METADATA),
     };
     names.sort();
+    let adopted = adopted_epoch(root);
     let mut before = Before::Nothing;
     for name in names {
         report.objects += 1;
@@ -258,6 +259,8 @@ fn check_records(root: &Path, report: &mut CheckReport) {
             Ok((record, hash)) => {
                 let chained = match (&before, &record.parent) {
                     (Before::Damaged, _) | (Before::Nothing, None) => Ok(()),
+                    // An external volume has not every record, and this one came from there.
+                    _ if record.epoch <= adopted => Ok(()),
                     (Before::Record(_, parent), Some(named)) if parent == named => Ok(()),
                     (Before::Record(epoch, _), _) if epoch.next() == record.epoch => {
                         Err(format!("its parent is not the record of epoch {epoch}"))
@@ -280,6 +283,19 @@ fn check_records(root: &Path, report: &mut CheckReport) {
             }
         }
     }
+}
+
+/// The newest epoch that did not come into being here, but was taken over from an external volume.
+fn adopted_epoch(root: &Path) -> Epoch {
+    let dir = root.join(CLAIMS_PREFIX);
+    // There is none before the first take-over.
+    let entries = fs::read_dir(&dir).into_iter().flatten().flatten();
+    let claims = entries.filter_map(|entry| {
+        let name = format!("{CLAIMS_PREFIX}{}", entry.file_name().to_string_lossy());
+        let bytes = fs::read(entry.path()).ok()?;
+        Claim::parse(&name, &bytes).ok()
+    });
+    claims.map(|claim| claim.epoch).max().unwrap_or_default()
 }
 
 /// Removes the index of a backup path that nobody has open; the next opening fills it anew.

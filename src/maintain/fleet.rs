@@ -17,6 +17,8 @@ use crate::error::{Error, Result};
 use crate::format::record::{EpochRecord, IDENTITY_NAME, Identity};
 use crate::types::Epoch;
 use crate::upload::fork::{RECORD_LEN_MAX, claims, newest_records};
+use crate::volume::settings::REMOTE_TIMEOUT;
+use crate::volume::store::open_spec;
 
 /// Volumes that are looked at at one time: enough to hide a server's latency, too few to trouble it.
 const THREADS: usize = 8;
@@ -72,8 +74,22 @@ pub struct Member {
 #[derive(Clone, Debug)]
 struct Found {
     place: String,
-    volume: Arc<dyn Volume>,
+    source: Source,
     below: String,
+}
+
+#[derive(Clone, Debug)]
+enum Source {
+    /// A directory of its own, opened for the look and let go of: each takes a process.
+    Own(Spec),
+    /// A prefix of a bucket, with all the others.
+    Shared(Arc<dyn Volume>),
+}
+
+/// A volume under a look.
+struct Looked<'a> {
+    volume: Arc<dyn Volume>,
+    below: &'a str,
 }
 
 /// Looks at every volume below `spec`, in the order of their places.
@@ -125,7 +141,9 @@ fn look_at(found: &Found, options: FleetOptions) -> Member {
         place: found.place.clone(),
         ..Member::default()
     };
-    let outcome = found.look(&mut member, options);
+    let outcome = found
+        .open()
+        .and_then(|looked| looked.look(&mut member, options));
     if let Err(error) = outcome {
         member.is_unreachable = matches!(
             &error,
@@ -137,6 +155,17 @@ fn look_at(found: &Found, options: FleetOptions) -> Member {
 }
 
 impl Found {
+    fn open(&self) -> Result<Looked<'_>> {
+        let volume = match &self.source {
+            Source::Own(spec) => open_spec(spec, REMOTE_TIMEOUT)?.volume,
+            Source::Shared(volume) => Arc::clone(volume),
+        };
+        let below = &self.below;
+        Ok(Looked { volume, below })
+    }
+}
+
+impl Looked<'_> {
     fn look(&self, member: &mut Member, options: FleetOptions) -> Result<()> {
         let identity = self.identity(member)?;
         if let Some(identity) = &identity {
@@ -184,7 +213,7 @@ impl Found {
     }
 
     fn claims(&self, member: &mut Member) -> Result<()> {
-        let claims = match claims(&*self.volume, &self.below) {
+        let claims = match claims(&*self.volume, self.below) {
             Err(Error::External(error)) => return Err(error.into()),
             Err(error) => {
                 member.trouble.push(error.chain());
@@ -215,7 +244,7 @@ impl Found {
         member: &mut Member,
         options: FleetOptions,
     ) -> Result<()> {
-        let newest = newest_records(&*self.volume, &self.below)?;
+        let newest = newest_records(&*self.volume, self.below)?;
         let Some(first) = newest.first() else {
             if let Some(identity) = identity {
                 let created = i64::try_from(identity.created).unwrap_or(0);

@@ -7,6 +7,7 @@ mod external;
 pub mod fix;
 pub mod fleet;
 mod packs;
+pub mod take_over;
 mod tree;
 pub mod usage;
 

@@ -181,11 +181,7 @@ fn refuse_neighbours(volume: &dyn vfs::Volume, config: &S3Config) -> Result<()> 
         let mut around = config.clone();
         prefix.clone_into(&mut around.prefix);
         let shown = around.to_string();
-        let spec = Spec::S3Bucket {
-            bucket_id: "parent".into(),
-            prefix: String::new(),
-        };
-        let opened = vfs::open_with(&spec, &|_| Ok(around.clone()))?;
+        let opened = buckets::open_unlisted("parent", &around)?;
         match opened.head(&ObjectKey::new(IDENTITY_NAME)?) {
             Ok(None) => {}
             Ok(Some(_)) => return Err(within(&config.to_string(), &shown)),

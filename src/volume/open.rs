@@ -61,6 +61,7 @@ impl Volume {
         let identity = init::read_identity(root)?;
         let lock = PathLock::take(root)?;
         let settings = Settings::read(root)?;
+        refuse_unfinished(root)?;
         let uuid = identity
             .uuid()
             .ok_or_else(|| Error::corrupt(root.display().to_string(), 0, "no volume UUID"))?;
@@ -313,6 +314,20 @@ impl Volume {
             old.stop();
         }
     }
+}
+
+/// The plan of a take-over, while it is carried out.
+pub const TAKE_OVER_PLAN: &str = "take-over.json";
+
+/// Half of a backup path is one volume's and half another's, until a take-over is done.
+fn refuse_unfinished(root: &Path) -> Result<()> {
+    if root.join(TAKE_OVER_PLAN).exists() {
+        return Err(Error::Refused(format!(
+            "{} was stopped in the middle of a take-over: run the same tidefs store set with --take-over again",
+            root.display()
+        )));
+    }
+    Ok(())
 }
 
 /// UUID of the external copy, zero for none.

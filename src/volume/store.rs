@@ -209,7 +209,7 @@ pub fn open_store(
 }
 
 /// What makes an external volume the copy `store` of the volume of `identity`.
-fn sentinel(identity: &Identity, store: &str) -> Result<Sentinel> {
+pub fn sentinel(identity: &Identity, store: &str) -> Result<Sentinel> {
     let (volume, store) = (identity.volume.clone(), store.to_owned());
     let check = move |bytes: &[u8]| {
         let there = Identity::parse(IDENTITY_NAME, bytes).map_err(|error| error.chain())?;

@@ -2,11 +2,13 @@
 
 use serde_json::{Value, json};
 use vfs::s3::{Addressing, StorageClasses};
-use vfs::{ObjectKey, S3Config, Spec, Volume};
+use vfs::{ObjectKey, S3Config, Volume};
 
 use super::secret;
 use super::words::{Add, Place, Update};
-use crate::buckets::{Bucket, Expectation, Preset, Registry, Use, check_label, find};
+use crate::buckets::{
+    Bucket, Expectation, Preset, Registry, Use, check_label, find, open_unlisted,
+};
 use crate::cli::output::clean;
 use crate::cli::trial::{Trial, table, try_out};
 use crate::cli::{Context, Outcome, absolute};
@@ -172,12 +174,8 @@ fn apply(s3: &mut S3Config, place: &Place) -> Result<(), Failure> {
 
 /// The bucket as a volume, whether it is known already or not.
 pub(super) fn open(bucket: &Bucket, prefix: &str) -> Result<std::sync::Arc<dyn Volume>, Failure> {
-    let spec = Spec::S3Bucket {
-        bucket_id: bucket.label.clone(),
-        prefix: prefix.to_owned(),
-    };
-    let config = bucket.s3.clone();
-    Ok(vfs::open_with(&spec, &|_| Ok(config.clone()))?)
+    let config = bucket.s3.clone().below(prefix);
+    Ok(open_unlisted(&bucket.label, &config)?)
 }
 
 /// Tries it out, and notes what it showed.

@@ -7,11 +7,12 @@ use std::sync::Arc;
 
 use vfs::{ObjectKey, Spec, Volume};
 
-use super::Found;
-use crate::buckets;
+use super::{Found, Source};
 use crate::error::{Error, Result};
 use crate::format::record::{EPOCHS_PREFIX, IDENTITY_NAME};
 use crate::maintain::usage::prefix_of;
+use crate::volume::settings::REMOTE_TIMEOUT;
+use crate::volume::store::open_spec;
 
 /// How far below a directory volumes are looked for: site/server/volume.
 const DEPTH_MAX: usize = 4;
@@ -31,15 +32,16 @@ pub(super) fn search(spec: &Spec) -> Result<Vec<Found>> {
             .into_iter()
             .map(|path| {
                 let spec = Spec::Dir(path);
-                Ok(Found {
+                Found {
                     place: spec.to_string(),
-                    volume: buckets::open(&spec)?,
+                    source: Source::Own(spec),
                     below: String::new(),
-                })
+                }
             })
+            .map(Ok)
             .collect(),
         _ => {
-            let volume = buckets::open(spec)?;
+            let volume = open_spec(spec, REMOTE_TIMEOUT)?.volume;
             let prefixes = prefixes(&*volume)?;
             Ok(prefixes
                 .into_iter()
@@ -65,7 +67,7 @@ fn found_below(spec: &Spec, volume: &Arc<dyn Volume>, prefix: &str) -> Found {
     }
     Found {
         place,
-        volume: Arc::clone(volume),
+        source: Source::Shared(Arc::clone(volume)),
         below,
     }
 }
@@ -73,7 +75,7 @@ fn found_below(spec: &Spec, volume: &Arc<dyn Volume>, prefix: &str) -> Found {
 /// The directories at or below `root` that are volumes, or were.
 fn directories(root: &Path) -> Result<Vec<PathBuf>> {
     // The error that tells an unmounted disk from an empty one.
-    drop(buckets::open(&Spec::Dir(root.to_owned()))?);
+    drop(open_spec(&Spec::Dir(root.to_owned()), REMOTE_TIMEOUT)?);
     let mut found = Vec::new();
     let mut waiting = vec![(root.to_owned(), 0)];
     let mut looked_into = 0;
