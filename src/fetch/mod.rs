@@ -1,13 +1,23 @@
 //! Bytes out: the blobs of a read, from memory, a local pack, or the external volume.
 //!
 //! A read whose bytes are at hand is answered on the caller's thread. One that needs the external
-//! volume is answered by a fetch thread, so that no FUSE thread waits for a network (invariant 5).
+//! volume is answered by a fetch thread, so that no FUSE thread waits for a network (invariant 5). What reads
+//! that follow each other will need is fetched by threads of its own, several ranges at once.
+//!
+//! - `reader`: where a blob comes from, and where it stays; `streams`: which reads follow each other;
+//! - `flights`: what is on its way; `maps`: where records begin; `external`: ranges of packs far away;
+//! - `cache`: blobs in memory.
 
 pub mod cache;
 pub mod external;
+mod flights;
+mod maps;
+mod reader;
+mod streams;
 
 use std::ops::Range;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 
 use bytes::{Bytes, BytesMut};
@@ -15,16 +25,19 @@ use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 use nix::errno::Errno;
 
 use crate::error::{Error, Result};
-use crate::fetch::cache::BlobCache;
 use crate::fetch::external::ExternalPacks;
+use crate::fetch::reader::{Ahead, Reader};
 use crate::format::inode::Extent;
-use crate::pack::read::RecordRead;
 use crate::pack::store::PackStore;
 use crate::types::{BlobHash, BlobLocation};
 
 /// Threads that wait for the external volume.
 const FETCH_THREADS: usize = 4;
-/// Reads that may wait for them; more are answered EAGAIN's way, with an error, at once.
+/// Threads that fetch before somebody waits: so many ranges are on their way at the same time.
+const AHEAD_THREADS: usize = 4;
+/// Ranges that may wait for them, of at most two windows; more are asked for again by the reads that need them.
+const AHEAD_LEN_MAX: usize = 32;
+/// Reads that may wait for the fetch threads; more are answered EAGAIN's way, with an error, at once.
 const QUEUE_LEN_MAX: usize = 64;
 
 /// Bytes newer than any extent.
@@ -60,59 +73,56 @@ struct Job {
 /// Where a tree's blobs come from.
 #[derive(Debug)]
 pub struct Fetch {
-    shared: Arc<Shared>,
+    reader: Arc<Reader>,
     jobs: Option<Sender<Job>>,
+    ahead: Sender<Ahead>,
+    /// No more read-ahead: what waits for it is let go of.
+    stop: Arc<AtomicBool>,
     threads: Vec<JoinHandle<()>>,
-}
-
-#[derive(Debug)]
-struct Shared {
-    cache: BlobCache,
-    local: Option<Arc<PackStore>>,
-    external: Mutex<Option<Arc<ExternalPacks>>>,
 }
 
 impl Fetch {
     /// Starts the fetch threads. `local` is absent when there is no backup path.
     pub fn start(cache_len_max: usize, local: Option<Arc<PackStore>>) -> Result<Fetch> {
-        let shared = Arc::new(Shared {
-            cache: BlobCache::new(cache_len_max),
-            local,
-            external: Mutex::new(None),
-        });
+        let reader = Arc::new(Reader::new(cache_len_max, local));
+        let stop = Arc::new(AtomicBool::new(false));
         let (jobs, queue) = bounded(QUEUE_LEN_MAX);
+        let (ahead, ahead_queue) = bounded(AHEAD_LEN_MAX);
         let mut threads = Vec::new();
         for n in 0..FETCH_THREADS {
-            let (queue, shared): (Receiver<Job>, _) = (queue.clone(), Arc::clone(&shared));
-            let thread = std::thread::Builder::new()
-                .name(format!("fetch-{n}"))
-                .spawn(move || {
-                    for job in queue {
-                        (job.answer)(shared.read(&job.plan));
+            let (queue, reader, ahead) = (queue.clone(), Arc::clone(&reader), ahead.clone());
+            threads.push(spawn(format!("fetch-{n}"), move || {
+                answer_all(&queue, &reader, &ahead);
+            })?);
+        }
+        for n in 0..AHEAD_THREADS {
+            let (queue, reader, stop): (Receiver<Ahead>, _, _) =
+                (ahead_queue.clone(), Arc::clone(&reader), Arc::clone(&stop));
+            threads.push(spawn(format!("ahead-{n}"), move || {
+                for ahead in queue {
+                    if !stop.load(Ordering::Relaxed) {
+                        reader.fetch_ahead(ahead);
                     }
-                })
-                .map_err(Error::io("start", "a fetch thread"))?;
-            threads.push(thread);
+                }
+            })?);
         }
         Ok(Fetch {
-            shared,
+            reader,
             jobs: Some(jobs),
+            ahead,
+            stop,
             threads,
         })
     }
 
     /// Blobs that are not here come from this volume from now on.
     pub fn set_external(&self, external: Option<Arc<ExternalPacks>>) {
-        *self
-            .shared
-            .external
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner) = external;
+        self.reader.set_external(external);
     }
 
     /// Reads what `plan` says.
     pub fn read(&self, plan: ReadPlan, answer: OnRead) {
-        match self.shared.read_here(&plan) {
+        match self.reader.read_here(&plan, &self.ahead) {
             Ok(Some(bytes)) => answer(Ok(bytes)),
             Ok(None) => self.enqueue(Job { plan, answer }),
             Err(error) => answer(Err(error)),
@@ -121,7 +131,7 @@ impl Fetch {
 
     /// One blob, wherever it is; waits.
     pub fn blob(&self, blob: BlobHash, location: &BlobLocation) -> Result<Bytes> {
-        self.shared.blob(blob, location)
+        self.reader.blob(blob, location)
     }
 
     fn enqueue(&self, job: Job) {
@@ -141,7 +151,10 @@ impl Fetch {
 
 impl Drop for Fetch {
     fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
         self.jobs = None;
+        // The last sender goes with the fetch threads.
+        self.ahead = bounded(0).0;
         for thread in self.threads.drain(..) {
             // A fetch thread that panicked has dropped its reply, which FUSE answers with EIO.
             let _ = thread.join();
@@ -149,71 +162,19 @@ impl Drop for Fetch {
     }
 }
 
-impl Shared {
-    /// The blob, if no external volume is needed for it.
-    fn blob_here(&self, blob: BlobHash, location: &BlobLocation) -> Result<Option<Bytes>> {
-        if let Some(bytes) = self.cache.get(&blob) {
-            return Ok(Some(bytes));
-        }
-        let Some(local) = &self.local else {
-            return Ok(None);
-        };
-        match local.read(blob, location) {
-            Ok(RecordRead::Plain(bytes)) => {
-                self.cache.put(blob, bytes.clone());
-                Ok(Some(bytes))
-            }
-            Ok(RecordRead::Absent) => Ok(None),
-            // The copy here is damaged: the one on the external volume may not be.
-            Err(error @ Error::Corrupt { .. }) if self.external().is_some() => {
-                tracing::error!(error = %error.chain(), "a local pack is damaged, reading the external copy");
-                Ok(None)
-            }
-            Err(error) => Err(error),
-        }
-    }
+fn spawn(name: String, body: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>> {
+    std::thread::Builder::new()
+        .name(name)
+        .spawn(body)
+        .map_err(Error::io("start", "a fetch thread"))
+}
 
-    fn external(&self) -> Option<Arc<ExternalPacks>> {
-        self.external
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
-    }
-
-    fn blob(&self, blob: BlobHash, location: &BlobLocation) -> Result<Bytes> {
-        if let Some(bytes) = self.blob_here(blob, location)? {
-            return Ok(bytes);
-        }
-        let external = self.external().ok_or_else(|| {
-            let object = location.pack.object_name();
-            Error::corrupt(
-                object,
-                u64::from(location.offset),
-                format!("blob {blob} is not in the local pack, and no external volume is set"),
-            )
-        })?;
-        let bytes = external.blob(blob, location, &self.cache)?;
-        self.cache.put(blob, bytes.clone());
-        Ok(bytes)
-    }
-
-    fn read_here(&self, plan: &ReadPlan) -> Result<Option<Bytes>> {
-        let mut parts = Vec::with_capacity(plan.extents.len());
-        for extent in &plan.extents {
-            match self.blob_here(extent.blob, &extent.location)? {
-                Some(bytes) => parts.push(part_of(extent, bytes)?),
-                None => return Ok(None),
-            }
-        }
-        Ok(Some(assemble(plan, parts)))
-    }
-
-    fn read(&self, plan: &ReadPlan) -> Result<Bytes> {
-        let parts = plan
-            .extents
-            .iter()
-            .map(|extent| part_of(extent, self.blob(extent.blob, &extent.location)?));
-        Ok(assemble(plan, parts.collect::<Result<_>>()?))
+fn answer_all(queue: &Receiver<Job>, reader: &Reader, ahead: &Sender<Ahead>) {
+    for job in queue {
+        let (outcome, arrived) = reader.read(&job.plan, ahead);
+        // The reader is not to wait for the local disk.
+        (job.answer)(outcome);
+        arrived.into_iter().for_each(|arrived| reader.keep(arrived));
     }
 }
 
@@ -268,3 +229,6 @@ fn overlap(plan: &ReadPlan, start: u64, len: usize) -> Option<(Range<usize>, Ran
         at(from, start)?..at(to, start)?,
     ))
 }
+
+#[cfg(test)]
+mod tests;
