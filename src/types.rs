@@ -141,8 +141,11 @@ impl PackId {
 
     /// The pack that the same session began after this one, if it did.
     pub fn successor(self) -> PackId {
-        let [.., a, b, c, d, e, f, g, h] = self.0;
-        let count = u64::from_be_bytes([a, b, c, d, e, f, g, h]).wrapping_add(1);
+        let count = self
+            .0
+            .last_chunk()
+            .map_or(0, |count| u64::from_be_bytes(*count));
+        let count = count.wrapping_add(1);
         let mut id = self.0;
         id[8..].copy_from_slice(&count.to_be_bytes());
         PackId(id)

@@ -174,7 +174,9 @@ fn answer_all(queue: &Receiver<Job>, reader: &Reader, ahead: &Sender<Ahead>) {
         let (outcome, arrived) = reader.read(&job.plan, ahead);
         // The reader is not to wait for the local disk.
         (job.answer)(outcome);
-        arrived.into_iter().for_each(|arrived| reader.keep(arrived));
+        for arrived in arrived {
+            reader.keep(arrived);
+        }
     }
 }
 

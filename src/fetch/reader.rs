@@ -20,7 +20,7 @@ use super::streams::{RANGE_LEN_MAX, Streams, Wanted};
 use super::{ReadPlan, assemble, part_of};
 use crate::error::{Error, Result};
 use crate::format::inode::Extent;
-use crate::format::pack::{BLOCK_LEN, RecordHeader, pad_mark, record_len};
+use crate::format::pack::{BLOCK_LEN, IndexEntry, RecordHeader, pad_mark, record_len};
 use crate::pack::read::{PackIndex, RecordRead, is_record, parse_record, record_read_len};
 use crate::pack::refill::Fetched;
 use crate::pack::store::PackStore;
@@ -202,7 +202,9 @@ impl Reader {
         }
         let mut arrived = Vec::new();
         let bytes = self.fetch(blob, location, &[], &mut arrived);
-        arrived.into_iter().for_each(|arrived| self.keep(arrived));
+        for arrived in arrived {
+            self.keep(arrived);
+        }
         bytes
     }
 
@@ -400,7 +402,7 @@ impl Reader {
             self.streams.forget(pack);
             return Ok(None);
         };
-        let end = index.entries.last().map_or(index.offset, |last| last.end());
+        let end = index.entries.last().map_or(index.offset, IndexEntry::end);
         self.streams.ends_at(pack, end);
         let entries = index.entries_in(window.range.clone()).iter();
         let mut missing = entries.filter_map(|entry| {

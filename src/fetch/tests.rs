@@ -12,7 +12,6 @@ use vfs::{
 use super::*;
 use crate::chunk;
 use crate::clock::SystemClock;
-use crate::fetch::streams::RANGE_LEN_MAX;
 use crate::meta::blobs::BlobIndex;
 use crate::pack::ledger::Ledger;
 use crate::pack::punch::punch;
