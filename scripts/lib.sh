@@ -138,3 +138,54 @@ need_uml() {
     # shellcheck disable=SC2034 # used by the scripts
     UML=(env "LD_PRELOAD=$1/uml-preload.so" linux.uml "uml_dir=$1/uml" rootfstype=hostfs rootflags=/ ro)
 }
+
+# --- Servers of a test, in the directory $DIR ---------------------------------------------------------------------------
+
+is_alive() { [ -s "$1" ] && kill -0 "$(cat "$1")" 2>/dev/null; }
+
+# start_daemon NAME COMMAND...: a process of its own. It outlives the script, and holds no pipe of the caller's.
+start_daemon() {
+    local name=$1
+    shift
+    setsid "$@" >"$DIR/log/$name.out" 2>&1 </dev/null &
+    echo $! >"$DIR/$name.pid"
+}
+
+# A port nobody listens on. A server's own would be taken on a machine that runs one.
+free_port() {
+    local port
+    for _ in $(seq 200); do
+        port=$((20000 + RANDOM % 12000))
+        (exec 3<>"/dev/tcp/127.0.0.1/$port") 2>/dev/null || { echo "$port" && return; }
+    done
+    die "no free port on 127.0.0.1"
+}
+
+# wait_until SECONDS WHAT COMMAND...
+wait_until() {
+    local seconds=$1 what=$2 end
+    shift 2
+    end=$(($(date +%s) + seconds))
+    while ! "$@" >/dev/null 2>&1; do
+        if [ "$(date +%s)" -ge "$end" ]; then
+            tail -n 20 "$DIR"/log/*.out >&2 || true
+            die "$what: not within $seconds s; logs are in $DIR/log"
+        fi
+        sleep 0.2
+    done
+}
+
+# make_bucket ENDPOINT BUCKET REGION ACCESS_KEY SECRET_KEY. The keys go by a pipe: a command line can be seen by all.
+make_bucket() {
+    printf 'user = "%s:%s"\n' "$4" "$5" |
+        curl --silent --show-error --fail --max-time 60 --noproxy '*' --config - --aws-sigv4 "aws:amz:$3:s3" \
+            -H 'x-amz-content-sha256: UNSIGNED-PAYLOAD' -X PUT "$1/$2"
+}
+
+# print_bucket_env HOST:PORT BUCKET REGION ACCESS_KEY SECRET_KEY: what tests and tidefs need to use it.
+print_bucket_env() {
+    cat <<C
+export TIDEFS_TEST_S3='s3://$1/$2?region=$3&tls=off'
+export AWS_ACCESS_KEY_ID=$4 AWS_SECRET_ACCESS_KEY=$5
+C
+}

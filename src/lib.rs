@@ -22,6 +22,7 @@ pub mod journal;
 pub mod meta;
 pub mod pack;
 
+pub mod buckets;
 pub mod fetch;
 pub mod ingest;
 pub mod upload;

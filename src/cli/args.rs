@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 
+use crate::cli::bucket;
 use crate::daemon::Until;
 
 /// How a moment may be written.
@@ -54,8 +55,13 @@ pub(super) enum Command {
     /// The external volume, where packs and archived metadata go
     #[command(subcommand)]
     Store(Store),
+    /// The buckets that this machine knows, for all its backup paths
+    #[command(subcommand)]
+    Bucket(Box<bucket::Command>),
     /// Mount the volume, a moment of it, or an external volume alone
     Mount(Mount),
+    /// Show the raw objects of an external volume as a directory, for ls, find, cp and rsync
+    Bridge(Bridge),
     /// Take a mount away; uploads may go on for a while
     Umount(Umount),
     /// Serve without a mount: uploads go on
@@ -64,6 +70,11 @@ pub(super) enum Command {
     Snapshot(Snapshot),
     /// Wait until what was written so far is safe
     Wait(Wait),
+    /// How much of the line to the external volume is used, and when
+    #[command(subcommand)]
+    Limits(Limits),
+    /// Every volume in a bucket or below a directory: whose it is, how fresh, what is wrong; exit code 4 if something is
+    Fleet(Fleet),
     /// Look whether everything is there and whole; exit code 4 if not
     Check(Check),
 }
@@ -79,6 +90,9 @@ pub(super) enum Store {
     Test {
         /// The place to try: dir:/path; without it, the external volume of the backup path
         spec: Option<String>,
+        /// Read from this file, in place of /etc/fstab, what is to be mounted where
+        #[arg(long, value_name = "FILE")]
+        fstab: Option<PathBuf>,
     },
 }
 
@@ -86,21 +100,67 @@ pub(super) enum Store {
 pub(super) enum StoreSet {
     /// None: packs stay in the backup path
     Local,
+    /// A bucket that this machine knows (tidefs bucket add), or a prefix of one
+    S3 {
+        /// Its label or id
+        bucket: String,
+        /// Where in it: a-z, 0-9, '.', '-', '_' and '/'. By default a prefix of the volume's own, its UUID
+        #[arg(long)]
+        prefix: Option<String>,
+    },
     /// A mounted directory: a disk, NFS, SMB, FUSE. It must exist, and be empty or ours
     Dir {
         /// The directory
         #[arg(value_name = "PATH")]
         directory: PathBuf,
+        /// Go on where that is sane: with an NFS mount that is soft. Never under a mount point
+        #[arg(long)]
+        force: bool,
+        /// Read from this file, in place of /etc/fstab, what is to be mounted where
+        #[arg(long, value_name = "FILE")]
+        fstab: Option<PathBuf>,
     },
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Limits {
+    /// Show what is set, and what holds now
+    Show,
+    /// Set limits, from now on; what is not named stays
+    Set(LimitsSet),
+}
+
+/// Help of a timetable.
+const TIMETABLE_HELP: &str = "When others hold: rules, the first that fits counts, as in \
+    'Mon-Fri 08:00-18:00 up=10M down=20M; Sat,Sun unlimited; else up=50M'. What a rule does not name stays as it is set \
+    here. Times are UTC, or at an offset: 'UTC+1 Mon-Fri ...'. 'none' takes it away";
+
+#[derive(Debug, ClapArgs)]
+pub(super) struct LimitsSet {
+    /// Bytes sent in a second: 10M, 500K, 80Mbit, unlimited
+    #[arg(long, value_name = "RATE")]
+    pub(super) upload: Option<String>,
+    /// Bytes fetched in a second
+    #[arg(long, value_name = "RATE")]
+    pub(super) download: Option<String>,
+    /// Operations in a second: 50, unlimited
+    #[arg(long, value_name = "N")]
+    pub(super) requests: Option<String>,
+    #[arg(long, value_name = "TEXT", help = TIMETABLE_HELP)]
+    pub(super) timetable: Option<String>,
 }
 
 #[derive(Debug, ClapArgs)]
 pub(super) struct Mount {
     #[arg(long, value_name = "TIME", help = TIME_HELP)]
     pub(super) at: Option<String>,
-    /// Mount read-only from an external volume (dir:/path), without a backup path
+    /// Mount read-only from an external volume (dir:/path, s3:BUCKET/prefix, s3://endpoint/bucket/prefix?..), without
+    /// a backup path. Without --at it shows newer epochs as its owner archives them
     #[arg(long, value_name = "SPEC")]
     pub(super) external: Option<String>,
+    /// How often an external volume is looked at for a newer epoch; 0 for never
+    #[arg(long, value_name = "SECONDS", requires = "external")]
+    pub(super) poll: Option<u64>,
     /// Mount options, separated by commas, as in /etc/fstab
     #[arg(short = 'o', value_name = "OPTIONS", action = clap::ArgAction::Append)]
     pub(super) options: Vec<String>,
@@ -110,6 +170,26 @@ pub(super) struct Mount {
     /// We are the background process: talk to who started us, and log to this file
     #[arg(long, hide = true, requires = "foreground")]
     pub(super) background_log: Option<PathBuf>,
+    /// An existing directory
+    pub(super) mountpoint: PathBuf,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(super) struct Bridge {
+    /// Change nothing
+    #[arg(long)]
+    pub(super) read_only: bool,
+    /// Mount options, separated by commas, as in /etc/fstab
+    #[arg(short = 'o', value_name = "OPTIONS", action = clap::ArgAction::Append)]
+    pub(super) options: Vec<String>,
+    /// Stay in the foreground; prints "ready MOUNTPOINT" when it serves
+    #[arg(short = 'f', long)]
+    pub(super) foreground: bool,
+    /// We are the background process: talk to who started us, and log to this file
+    #[arg(long, hide = true, requires = "foreground")]
+    pub(super) background_log: Option<PathBuf>,
+    /// The external volume: dir:/path
+    pub(super) spec: String,
     /// An existing directory
     pub(super) mountpoint: PathBuf,
 }
@@ -140,6 +220,18 @@ pub(super) struct Snapshot {
     pub(super) list: bool,
     /// What to call it
     pub(super) name: Option<String>,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(super) struct Fleet {
+    /// Where: dir:/path, s3:BUCKET[/prefix], s3://endpoint/bucket[/prefix][?..]
+    pub(super) spec: String,
+    /// A volume whose newest epoch is older is stale: 90m, 26h, 7d; a bare number is seconds
+    #[arg(long, value_name = "DURATION")]
+    pub(super) max_age: Option<String>,
+    /// Add up the packs of each volume: lists all of them
+    #[arg(long)]
+    pub(super) size: bool,
 }
 
 #[derive(Debug, ClapArgs)]

@@ -5,7 +5,6 @@ use std::path::Path;
 
 use serde::Serialize;
 use serde_json::{Value, json};
-use vfs::DirVolume;
 
 use crate::cli::args::Check;
 use crate::cli::output::{clean, size};
@@ -14,7 +13,8 @@ use crate::cli::{Context, Outcome};
 use crate::daemon::{Failure, FailureKind, Progress};
 use crate::maintain::{self, CheckOptions, CheckReport, FixReport};
 use crate::volume::init::read_identity;
-use crate::volume::settings::{Settings, Store};
+use crate::volume::settings::Settings;
+use crate::volume::store::open_spec;
 
 pub(super) fn run(context: &mut Context, check: &Check) -> Outcome {
     let root = context.root()?;
@@ -87,18 +87,18 @@ fn show(reporter: &mut Reporter, step: &str, done_bytes: u64) {
 /// Why the external volume cannot be looked at, if it cannot: then what is here is checked all the same.
 fn away(root: &Path) -> Result<Option<Failure>, Failure> {
     read_identity(root)?;
-    let Ok(Settings {
-        store: Store::Dir { path, .. },
-        ..
-    }) = Settings::read(root)
-    else {
-        // None, or settings that the check will find damaged.
+    // Settings that are damaged are for the check to find.
+    let Ok(settings) = Settings::read(root) else {
         return Ok(None);
     };
-    Ok(match DirVolume::open(&path) {
-        Err(error) if error.is_unreachable() || error.is_transient() => Some(Failure::from(error)),
-        _ => None,
-    })
+    let Some(spec) = settings.store.spec() else {
+        return Ok(None);
+    };
+    let opened = open_spec(&spec, settings.remote_timeout());
+    Ok(opened
+        .err()
+        .map(Failure::from)
+        .filter(|failure| failure.kind == FailureKind::Unreachable))
 }
 
 fn to_document(report: &impl Serialize) -> Result<Value, Failure> {

@@ -11,7 +11,7 @@ use crate::cli::{Context, Outcome, begin_command};
 use crate::daemon::client::Client;
 use crate::daemon::opening::open_to_serve;
 use crate::daemon::serve::{DRAIN_DEFAULT, Serving};
-use crate::daemon::{Failure, Request, log, signals};
+use crate::daemon::{Failure, Request, arenas, log, signals};
 
 pub(super) fn run(context: &mut Context, daemon: &Daemon) -> Outcome {
     let root = context.root()?;
@@ -19,6 +19,7 @@ pub(super) fn run(context: &mut Context, daemon: &Daemon) -> Outcome {
         begin_command()?;
         return stop(context, &root);
     }
+    arenas::limit()?;
     signals::block()?;
     log::start("info");
     let clock = Arc::clone(&context.clock);

@@ -5,17 +5,23 @@
 //! decision about volumes is made here.
 
 mod args;
+mod bridge;
+mod bucket;
 mod check;
 mod daemon;
+mod fleet;
 mod init;
+mod limits;
 mod mount;
 mod mount8;
 mod output;
 mod progress;
+mod serving;
 mod snapshot;
 mod status;
 mod store;
 mod time;
+mod trial;
 mod umount;
 mod wait;
 
@@ -34,6 +40,7 @@ use crate::clock::{Clock, SystemClock};
 use crate::daemon::opening::{Reach, reach};
 use crate::daemon::operations::perform;
 use crate::daemon::{Failure, FailureKind, Progress, Request, log, signals};
+use crate::volume::store::{WORKER_WORD, work_in_processes};
 
 use args::{Args, Command};
 use output::Output;
@@ -47,6 +54,11 @@ pub fn run(args: Vec<OsString>) -> ExitCode {
     let is_mount8 = args
         .first()
         .is_some_and(|name| name.as_bytes().ends_with(b"mount.tidefs"));
+    // Before anything else: a worker has nothing of ours.
+    if !is_mount8 && args.get(1).is_some_and(|word| word == WORKER_WORD) {
+        return vfs::isolate::run_worker();
+    }
+    work_in_processes();
     if is_mount8 {
         return mount8::run(&args);
     }
@@ -81,18 +93,22 @@ impl Context {
     fn dispatch(mut self, command: Command) -> Outcome {
         match &command {
             // Those that may serve decide for themselves.
-            Command::Mount(_) | Command::Daemon(_) => {}
+            Command::Mount(_) | Command::Bridge(_) | Command::Daemon(_) => {}
             _ => begin_command()?,
         }
         match command {
             Command::Init => init::run(&self),
             Command::Status => status::run(&mut self),
+            Command::Bucket(command) => bucket::run(&mut self, *command),
             Command::Store(command) => store::run(&mut self, command),
             Command::Mount(mount) => mount::run(&mut self, mount),
+            Command::Bridge(bridge) => bridge::run(&mut self, bridge),
             Command::Umount(umount) => umount::run(&mut self, &umount),
             Command::Daemon(daemon) => daemon::run(&mut self, &daemon),
             Command::Snapshot(snapshot) => snapshot::run(&mut self, snapshot),
             Command::Wait(wait) => wait::run(&mut self, &wait),
+            Command::Limits(command) => limits::run(&mut self, command),
+            Command::Fleet(fleet) => fleet::run(&mut self, &fleet),
             Command::Check(check) => check::run(&mut self, &check),
         }
     }

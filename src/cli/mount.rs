@@ -2,25 +2,30 @@
 
 use std::ffi::OsString;
 use std::fmt::Write as _;
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 use vfs::Spec;
 
 use crate::cli::args::Mount;
-use crate::cli::output::{clean, moment, print};
+use crate::cli::output::{clean, moment};
+use crate::cli::serving::{Ready, check_mountpoint, discard_empty, in_background, in_foreground};
 use crate::cli::{Context, Outcome, absolute, begin_command, time};
+use crate::daemon::follow::{Follower, POLL_DEFAULT};
 use crate::daemon::moment::open_moments;
 use crate::daemon::opening::open_to_serve;
-use crate::daemon::protocol::Answer;
-use crate::daemon::serve::{Serving, clear_dead_mount, serve_view};
-use crate::daemon::{Failure, background, log, signals};
+use crate::daemon::serve::{Serving, serve_view};
+use crate::daemon::{Failure, arenas, background, log};
 use crate::fuse::{self, MountOptions, OptionList};
-use crate::volume::external::{ExternalVolume, open_external};
+use crate::volume::EpochEntry;
+use crate::volume::external::{ExternalVolume, open_guarded};
+use crate::volume::follow::FollowTree;
 use crate::volume::init::read_identity;
+use crate::volume::settings::REMOTE_TIMEOUT;
 use crate::volume::snapshots::SnapshotsTree;
+use crate::volume::store::open_spec;
 
 /// What is mounted, and how.
 #[derive(Debug)]
@@ -41,7 +46,7 @@ enum What {
     /// A moment of it, from what is on the local disk. Needs no lock: what it reads never changes.
     Moment(PathBuf, String),
     /// An external volume, alone.
-    External(Spec, Option<String>),
+    External(Spec, Option<String>, Duration),
 }
 
 pub(super) fn run(context: &mut Context, mount: Mount) -> Outcome {
@@ -56,7 +61,10 @@ impl Plan {
         let external = mount.external.or_else(|| options.external.clone());
         let at = mount.at.or_else(|| options.at.clone());
         let what = match external {
-            Some(spec) => What::External(parse_spec(&spec)?, at),
+            Some(spec) => {
+                let poll = poll_of(mount.poll.or(options.poll_secs));
+                What::External(parse_spec(&spec)?, at, poll)
+            }
             None => of_path(context.root()?, at),
         };
         Plan::with(
@@ -77,10 +85,11 @@ impl Plan {
         options: OptionList,
     ) -> Result<Plan, Failure> {
         let at = options.at.clone();
+        let poll = poll_of(options.poll_secs);
         let what = match &options.external {
-            Some(spec) => What::External(parse_spec(spec)?, at),
+            Some(spec) => What::External(parse_spec(spec)?, at, poll),
             None if !source.starts_with('/') && source.contains(':') => {
-                What::External(parse_spec(source)?, at)
+                What::External(parse_spec(source)?, at, poll)
             }
             None => of_path(absolute(Path::new(source))?, at),
         };
@@ -119,35 +128,26 @@ impl Plan {
             What::Live(root) | What::Moment(root, _) => drop(read_identity(root)?),
             What::External(..) => {}
         }
-        if clear_dead_mount(&self.mountpoint)? {
-            context.out.note(&format!(
-                "removed the dead mount at {}: its daemon had ended without unmounting",
-                self.mountpoint.display()
-            ));
-        }
-        let shown = self.mountpoint.display();
-        match fs::metadata(&self.mountpoint) {
-            Ok(found) if found.is_dir() => Ok(()),
-            Ok(_) => Err(Failure::failed(format!(
-                "{shown} is not a directory: mount on an empty one"
-            ))),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Err(Failure::failed(
-                format!("the mount point {shown} does not exist: create it first"),
-            )),
-            Err(error) => Err(Failure::failed(format!(
-                "cannot look at the mount point {shown}: {error}"
-            ))),
-        }
+        check_mountpoint(context, &self.mountpoint)
     }
 
     /// Mounts, from the background unless told otherwise.
     pub(super) fn run(&self, context: &mut Context) -> Outcome {
         if let Some(log) = &self.background_log {
-            return self.serve_in_background(context, log);
+            arenas::limit()?;
+            let is_own_log = !matches!(self.what, What::Live(_));
+            return in_background(context, (log, is_own_log), |context, ready| {
+                self.serve(context, ready)
+            });
+        }
+        if self.foreground {
+            arenas::limit()?;
         }
         self.check(context)?;
         if self.foreground {
-            return self.serve_in_foreground(context);
+            return in_foreground(context, &self.mountpoint, |context, ready| {
+                self.serve(context, ready)
+            });
         }
         begin_command()?;
         let ready = self.launch()?;
@@ -163,7 +163,7 @@ impl Plan {
         let (path, at) = match &self.what {
             What::Live(root) => (Some(root), None),
             What::Moment(root, at) => (Some(root), Some(at)),
-            What::External(_, at) => (None, at.as_ref()),
+            What::External(_, at, _) => (None, at.as_ref()),
         };
         if let Some(path) = path {
             args.extend(["--path".into(), path.into()]);
@@ -173,8 +173,9 @@ impl Plan {
         if let Some(at) = at {
             args.push(format!("--at={at}").into());
         }
-        if let What::External(spec, _) = &self.what {
+        if let What::External(spec, _, poll) = &self.what {
             args.push(format!("--external={spec}").into());
+            args.push(format!("--poll={}", poll.as_secs()).into());
         }
         if !self.options_text.is_empty() {
             args.extend(["-o".into(), (&self.options_text).into()]);
@@ -187,59 +188,18 @@ impl Plan {
         ready
     }
 
-    fn serve_in_foreground(&self, context: &mut Context) -> Outcome {
-        signals::block()?;
-        log::start("info");
-        let is_json = context.out.is_json();
-        self.serve(context, |ready| {
-            let text = if is_json {
-                json!({ "ready": ready }).to_string()
-            } else {
-                format!("ready {}", self.mountpoint.display())
-            };
-            // Served all the same if nobody reads it.
-            let _ = print(&text);
-            Ok(())
-        })
-    }
-
-    fn serve_in_background(&self, context: &mut Context, log_path: &Path) -> Outcome {
-        signals::block()?;
-        log::start("info");
-        background::detach()?;
-        let mut is_told = false;
-        let outcome = self.serve(context, |mut ready| {
-            is_told = true;
-            if let Some(ready) = ready.as_object_mut() {
-                ready.insert("log".into(), json!(log_path));
-            }
-            background::tell(&Answer::Done(ready))
-        });
-        if !matches!(self.what, What::Live(_)) && outcome.is_ok() {
-            discard_empty(log_path);
-        }
-        match outcome {
-            // Who waits shows it; if nobody does, the log has it.
-            Err(failure) if !is_told => {
-                background::tell(&Answer::Failed(failure.clone())).or(Err(failure))
-            }
-            outcome => outcome,
-        }
-    }
-
-    fn serve(
-        &self,
-        context: &mut Context,
-        ready: impl FnOnce(Value) -> std::io::Result<()>,
-    ) -> Outcome {
+    fn serve(&self, context: &mut Context, ready: Ready<'_>) -> Outcome {
         match &self.what {
             What::Live(root) => self.serve_live(context, root, ready),
             What::Moment(root, at) => {
                 let shown = root.display().to_string();
                 self.serve_view(context, (&open_moments(root)?, &shown), Some(at), ready)
             }
-            What::External(spec, at) => {
-                let external = open_external(vfs::open(spec)?)?;
+            What::External(spec, None, poll) if !poll.is_zero() => {
+                self.serve_following(spec, *poll, ready)
+            }
+            What::External(spec, at, _) => {
+                let external = open_guarded(open_spec(spec, REMOTE_TIMEOUT)?)?;
                 self.serve_view(
                     context,
                     (&external, &spec.to_string()),
@@ -250,12 +210,7 @@ impl Plan {
         }
     }
 
-    fn serve_live(
-        &self,
-        context: &mut Context,
-        root: &Path,
-        ready: impl FnOnce(Value) -> std::io::Result<()>,
-    ) -> Outcome {
+    fn serve_live(&self, context: &mut Context, root: &Path, ready: Ready<'_>) -> Outcome {
         let clock = Arc::clone(&context.clock);
         let volume = open_to_serve(root, &clock, &mut |step| context.report(&step))?;
         context.reporter.clear();
@@ -275,12 +230,64 @@ impl Plan {
         serving.run(control, Some(mounted), || ready(document))
     }
 
+    fn serve_following(
+        &self,
+        spec: &Spec,
+        poll: Duration,
+        ready: impl FnOnce(Value) -> std::io::Result<()>,
+    ) -> Outcome {
+        let external = open_guarded(open_spec(spec, REMOTE_TIMEOUT)?)?;
+        let shown = spec.to_string();
+        let epochs = external.epochs()?;
+        let entry = epochs.into_iter().max_by_key(|entry| entry.epoch);
+        let mut document = self.view_document(&external, &shown, entry);
+        if let Some(document) = document.as_object_mut() {
+            document.insert("poll_secs".into(), json!(poll.as_secs()));
+        }
+        let options = MountOptions {
+            source: shown,
+            read_only: true,
+            ..self.options.clone()
+        };
+        let tree = FollowTree::new(external)?;
+        let mounted = fuse::mount(tree.clone(), &self.mountpoint, &options)?;
+        if let Some(document) = document.as_object_mut() {
+            document.insert("mountpoint".into(), json!(mounted.mountpoint()));
+        }
+        let _follower = Follower::start(tree, mounted.notifier(), poll)?;
+        serve_view(mounted, || ready(document))
+    }
+
+    /// What is said of a view that is mounted.
+    fn view_document(
+        &self,
+        external: &ExternalVolume,
+        shown: &str,
+        entry: Option<EpochEntry>,
+    ) -> Value {
+        let epoch = entry
+            .as_ref()
+            .map_or(external.record().epoch, |entry| entry.epoch);
+        json!({
+            "mountpoint": self.mountpoint,
+            "external": matches!(self.what, What::External(..)).then_some(shown),
+            "backup_path": matches!(self.what, What::Moment(..)).then_some(shown),
+            "volume": external.identity().volume,
+            "owner": external.identity().owner,
+            "epoch": epoch,
+            "time": entry.as_ref().map(|entry| entry.time),
+            "name": entry.and_then(|entry| entry.name),
+            "read_only": true,
+            "pid": std::process::id(),
+        })
+    }
+
     fn serve_view(
         &self,
         context: &Context,
         (external, shown): (&ExternalVolume, &str),
         at: Option<&str>,
-        ready: impl FnOnce(Value) -> std::io::Result<()>,
+        ready: Ready<'_>,
     ) -> Outcome {
         let epochs = external.epochs()?;
         let entry = match at {
@@ -297,18 +304,10 @@ impl Plan {
             ..self.options.clone()
         };
         let mounted = fuse::mount(tree, &self.mountpoint, &options)?;
-        let document = json!({
-            "mountpoint": mounted.mountpoint(),
-            "external": matches!(self.what, What::External(..)).then_some(shown),
-            "backup_path": matches!(self.what, What::Moment(..)).then_some(shown),
-            "volume": external.identity().volume,
-            "owner": external.identity().owner,
-            "epoch": epoch,
-            "time": entry.as_ref().map(|entry| entry.time),
-            "name": entry.and_then(|entry| entry.name),
-            "read_only": true,
-            "pid": std::process::id(),
-        });
+        let mut document = self.view_document(external, shown, entry);
+        if let Some(document) = document.as_object_mut() {
+            document.insert("mountpoint".into(), json!(mounted.mountpoint()));
+        }
         serve_view(mounted, || ready(document))
     }
 }
@@ -320,16 +319,13 @@ fn of_path(root: PathBuf, at: Option<String>) -> What {
     }
 }
 
-fn parse_spec(text: &str) -> Result<Spec, Failure> {
-    Spec::parse(text).map_err(|error| Failure::usage(Failure::from(error).text))
+/// Half a minute, unless it was said.
+fn poll_of(secs: Option<u64>) -> Duration {
+    secs.map_or(POLL_DEFAULT, Duration::from_secs)
 }
 
-/// A log in which nothing stands is no use to anybody.
-fn discard_empty(path: &Path) {
-    if fs::metadata(path).is_ok_and(|found| found.len() == 0) {
-        // It stays then: an empty file.
-        let _ = fs::remove_file(path);
-    }
+fn parse_spec(text: &str) -> Result<Spec, Failure> {
+    Spec::parse(text).map_err(|error| Failure::usage(Failure::from(error).text))
 }
 
 /// What is mounted now, in words.
@@ -352,5 +348,8 @@ fn said(ready: &Value) -> String {
         }
     }
     text.push('.');
+    if ready.get("poll_secs").is_some() {
+        text.push_str(" Newer epochs are shown as its owner archives them.");
+    }
     text
 }

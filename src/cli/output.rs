@@ -96,6 +96,32 @@ pub(super) fn clean(text: &str) -> String {
     out
 }
 
+/// Rows under each other, a column as wide as its widest cell; the last one as it is.
+pub(super) fn columns(rows: &[Vec<String>]) -> String {
+    let cleaned: Vec<Vec<String>> = rows
+        .iter()
+        .map(|row| row.iter().map(|cell| clean(cell)).collect())
+        .collect();
+    let mut widths: Vec<usize> = Vec::new();
+    for row in &cleaned {
+        widths.resize(widths.len().max(row.len()), 0);
+        for (width, cell) in widths.iter_mut().zip(row) {
+            *width = (*width).max(cell.chars().count());
+        }
+    }
+    let mut text = String::new();
+    for row in &cleaned {
+        let cells = row
+            .iter()
+            .zip(&widths)
+            .map(|(cell, width)| format!("{cell:<width$}"));
+        let line = cells.collect::<Vec<_>>().join("  ");
+        text.push_str(line.trim_end());
+        text.push('\n');
+    }
+    text
+}
+
 /// `1.4 GiB`.
 pub(super) fn size(bytes: u64) -> String {
     const UNITS: [&str; 6] = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
@@ -186,6 +212,12 @@ mod tests {
             ]
         );
         assert_eq!(moment(0), "1970-01-01 00:00:00 UTC");
+    }
+
+    #[test]
+    fn columns_stand_under_each_other() {
+        let rows = [["A", "B"], ["longer", "x\ny"]].map(|row| row.map(String::from).to_vec());
+        assert_eq!(columns(&rows), "A       B\nlonger  x\\ny\n");
     }
 
     #[test]

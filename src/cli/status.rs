@@ -4,8 +4,11 @@ use std::fmt::Write as _;
 use std::path::PathBuf;
 
 use serde::Deserialize;
+use serde_json::Value;
 
+use crate::cli::limits::in_words;
 use crate::cli::output::{clean, count, moment, size, span};
+use crate::cli::store::place_of;
 use crate::cli::{Context, Outcome};
 use crate::daemon::{Failure, Request};
 use crate::volume::settings::Store;
@@ -22,6 +25,9 @@ struct Shown {
     packs: Packs,
     store: Store,
     upload: Upload,
+    #[serde(default)]
+    limits: Value,
+    circuit: Option<Circuit>,
     free_bytes: u64,
     cache_bytes: u64,
     read_cache_bytes: u64,
@@ -43,9 +49,17 @@ struct Packs {
 #[serde(tag = "state", rename_all = "lowercase")]
 enum Upload {
     Off,
+    Connecting,
     Up,
     Down { since: u64, reason: String },
     Refused { reason: String },
+}
+
+#[derive(Deserialize)]
+struct Circuit {
+    state: String,
+    reason: Option<String>,
+    hung_workers: u64,
 }
 
 #[derive(Deserialize)]
@@ -89,6 +103,9 @@ impl Shown {
         }
         line("recovery point", self.recovery_point());
         line("external volume", self.external(now));
+        if let Some(limits) = in_words(self.limits.get("in_force")) {
+            line("limited to", limits);
+        }
         line(
             "epochs",
             format!(
@@ -129,7 +146,7 @@ impl Shown {
     fn recovery_point(&self) -> String {
         match self.recovery_point_secs {
             None => "NONE: there is no external volume, all would be lost with this machine. \
-                     Set one with tidefs store set dir PATH"
+                     Set one with tidefs store set"
                 .into(),
             Some(secs) if secs <= 0 && self.is_archived() => {
                 "now: nothing would be lost with this machine".into()
@@ -151,23 +168,27 @@ impl Shown {
     }
 
     fn external(&self, now: i64) -> String {
-        let place = match &self.store {
-            Store::Local => return "none (store local)".into(),
-            Store::Dir { path, .. } => format!("dir:{}", path.display()),
-        };
-        match &self.upload {
-            Upload::Off => format!("{place}, not in use"),
-            Upload::Up => format!("{place}, up"),
+        if self.store == Store::Local {
+            return "none (store local)".into();
+        }
+        let place = place_of(&self.store);
+        let circuit = self.circuit.as_ref();
+        let state = match &self.upload {
+            Upload::Off => "not in use".to_owned(),
+            Upload::Connecting => "has not answered yet".to_owned(),
+            Upload::Up => circuit.map_or_else(|| "up".to_owned(), Circuit::text),
             Upload::Down { since, reason } => {
                 let secs = now - since.cast_signed();
                 format!(
-                    "{place}, DOWN for {} since {}; backups go on, uploads are tried again: {reason}",
+                    "DOWN for {} since {}; backups go on, uploads are tried again: {reason}",
                     span(u64::try_from(secs).unwrap_or(0)),
                     moment(since.cast_signed())
                 )
             }
-            Upload::Refused { reason } => format!("{place}, REFUSED: {reason}"),
-        }
+            Upload::Refused { reason } => format!("REFUSED: {reason}"),
+        };
+        let hung = circuit.map(Circuit::hung).unwrap_or_default();
+        format!("{place}, {state}{hung}")
     }
 
     fn packs(&self) -> String {
@@ -191,6 +212,23 @@ fn fsync_means(ack: &str) -> String {
         "local" => "on the local disk, also after a power cut".into(),
         "remote" => "on the external volume".into(),
         other => other.to_owned(),
+    }
+}
+
+impl Circuit {
+    /// How an external volume answers that is in use.
+    fn text(&self) -> String {
+        match (self.state.as_str(), &self.reason) {
+            ("up", _) | (_, None) => "up".to_owned(),
+            (state, Some(reason)) => format!("{state}: {reason}"),
+        }
+    }
+
+    fn hung(&self) -> String {
+        match self.hung_workers {
+            0 => String::new(),
+            hung => format!("; hung in it: {} of ours", count(hung, "worker")),
+        }
     }
 }
 
@@ -259,5 +297,20 @@ mod tests {
         );
         assert!(text.contains("NONE") && !text.contains("unsent"), "{text}");
         assert!(!text.contains('\u{1b}'), "{text}");
+    }
+
+    #[test]
+    fn status_says_how_an_external_volume_answers_and_what_hangs_in_it() {
+        let text = |circuit: serde_json::Value| {
+            let circuit = Circuit::deserialize(&circuit).unwrap();
+            circuit.text() + &circuit.hung()
+        };
+        assert_eq!(text(json!({ "state": "up", "hung_workers": 0 })), "up");
+        let degraded =
+            json!({ "state": "degraded", "since": 1, "reason": "no route", "hung_workers": 2 });
+        assert_eq!(
+            text(degraded),
+            "degraded: no route; hung in it: 2 workers of ours"
+        );
     }
 }

@@ -2,13 +2,15 @@
 //!
 //! In reading order: `failure` (how anything ends that was not well), `protocol` (what is said through the
 //! socket), `operations` (what is asked of an open volume, with a daemon or without), `opening`, `control` and `client`
-//! (the two ends of the socket), `serve` (from ready to gone), `signals`, `background`, `log`, `mounts`, and `moment` (the past, without the lock).
+//! (the two ends of the socket), `serve` (from ready to gone), `signals`, `arenas`, `background`, `log`, `mounts`, `follow` (the newest of an external volume) and `moment` (the past, without the lock).
 //! What was typed and how it is shown may not enter: that is `cli/`.
 
+pub mod arenas;
 pub mod background;
 pub mod client;
 pub mod control;
 pub mod failure;
+pub mod follow;
 pub mod log;
 pub mod moment;
 pub mod mounts;
@@ -19,4 +21,4 @@ pub mod serve;
 pub mod signals;
 
 pub use failure::{Failure, FailureKind};
-pub use protocol::{Progress, Request, Until};
+pub use protocol::{BucketPlace, Progress, Request, Until};

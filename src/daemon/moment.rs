@@ -16,10 +16,10 @@ use vfs::{
 
 use crate::error::Result;
 use crate::format::pack::BLOCK_LEN;
-use crate::format::record::{IDENTITY_NAME, Identity};
 use crate::volume::external::{ExternalVolume, open_external};
 use crate::volume::init::read_identity;
-use crate::volume::settings::{Settings, Store};
+use crate::volume::settings::Settings;
+use crate::volume::store::connect;
 
 /// Where the packs are.
 const PACKS_PREFIX: &str = "items/";
@@ -28,42 +28,9 @@ const PACKS_PREFIX: &str = "items/";
 pub fn open_moments(root: &Path) -> Result<ExternalVolume> {
     let identity = read_identity(root)?;
     let local = Arc::new(DirVolume::open_local(root)?);
-    let away = match Settings::read(root)?.store {
-        Store::Local => None,
-        Store::Dir { path, store } => open_away(&path, identity, store),
-    };
+    // One that is away is no reason not to look at what is here.
+    let away = connect(&identity, &Settings::read(root)?)?.map(|store| store.guarded().volume);
     open_external(Arc::new(LocalFirst { local, away }))
-}
-
-/// An external volume that is away is no reason not to look at what is here.
-fn open_away(path: &Path, identity: Identity, store: String) -> Option<Arc<dyn Volume>> {
-    let opened = || -> Result<Arc<dyn Volume>> {
-        let away = DirVolume::open(path)?;
-        away.bind(sentinel(identity, store)?)?;
-        Ok(Arc::new(away))
-    };
-    match opened() {
-        Ok(away) => Some(away),
-        Err(error) => {
-            tracing::warn!(
-                "without the external volume, files whose packs are not here cannot be read: {}",
-                error.chain()
-            );
-            None
-        }
-    }
-}
-
-fn sentinel(ours: Identity, store: String) -> Result<Sentinel> {
-    let check = move |bytes: &[u8]| {
-        let there = Identity::parse(IDENTITY_NAME, bytes).map_err(|error| error.chain())?;
-        if there.volume == ours.volume && there.store.as_deref() == Some(&store) {
-            Ok(())
-        } else {
-            Err(format!("it is volume {}", there.volume))
-        }
-    };
-    Ok(Sentinel::new(ObjectKey::new(IDENTITY_NAME)?, check))
 }
 
 /// Whether a block of `bytes`, which begin at `offset` of a pack, is all zeros: an evicted pack keeps its

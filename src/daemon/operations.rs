@@ -5,11 +5,15 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use crate::daemon::failure::{Failure, FailureKind};
-use crate::daemon::protocol::{Progress, Request, Until};
+use crate::daemon::protocol::{BucketPlace, Progress, Request, Until};
 use crate::upload::UploadState;
+use crate::volume::choice::Choice;
+use crate::volume::place::{self, Look};
 use crate::volume::settings::Store;
 use crate::volume::{Status, Volume};
 
+/// Who asks for the status just after the opening waits this long to hear whether the external volume is there.
+const STORE_PATIENCE: Duration = Duration::from_secs(1);
 /// Longest name of a snapshot: it is a directory's name below `/.snapshots`.
 const NAME_LEN_MAX: usize = 255;
 
@@ -21,18 +25,54 @@ pub fn perform(
     progress: &mut dyn FnMut(Progress) -> bool,
 ) -> Result<Value, Failure> {
     match request {
-        Request::Status => value(&volume.status()),
+        Request::Status => {
+            volume.await_store(STORE_PATIENCE);
+            value(&volume.status())
+        }
         Request::Epochs => value(&volume.closed_epochs()?),
         Request::Snapshot { name } => snapshot(volume, name.as_deref()),
         Request::Wait { until, timeout_ms } => wait(volume, *until, *timeout_ms, progress),
-        Request::StoreSet { path } => {
-            let store = volume.set_store(path.clone())?;
-            Ok(json!({ "store": store, "upload": volume.status().upload }))
+        Request::StoreSet {
+            path,
+            force,
+            fstab,
+            bucket,
+        } => {
+            let look = Look {
+                fstab: fstab.as_deref(),
+                forced: *force,
+            };
+            let choice = match (path, bucket) {
+                (Some(path), _) => Choice::Dir(path.clone()),
+                (None, Some(BucketPlace { bucket, prefix })) => Choice::S3 {
+                    bucket: bucket.clone(),
+                    prefix: prefix.clone(),
+                },
+                (None, None) => Choice::Local,
+            };
+            store_set(volume, &choice, look)
         }
+        Request::StoreReopen => {
+            volume.connect_store();
+            Ok(json!({ "store": volume.settings().store }))
+        }
+        Request::Limits { change: None } => value(&volume.limits()),
+        Request::Limits {
+            change: Some(change),
+        } => value(&volume.change_limits(change)?),
         Request::Umount { .. } | Request::Stop { .. } | Request::Follow => Err(Failure::failed(
             format!("{} is not served by a daemon", volume.root().display()),
         )),
     }
+}
+
+fn store_set(volume: &Volume, choice: &Choice, look: Look<'_>) -> Result<Value, Failure> {
+    let warnings = match choice {
+        Choice::Dir(path) => place::concerns(path, &place::admit(path, look)?, Some(volume.root())),
+        Choice::S3 { .. } | Choice::Local => Vec::new(),
+    };
+    let store = volume.choose_store(choice)?;
+    Ok(json!({ "store": store, "upload": volume.status().upload, "warnings": warnings }))
 }
 
 fn value(document: &impl serde::Serialize) -> Result<Value, Failure> {
@@ -129,6 +169,12 @@ fn too_late(status: &Status, until: Until) -> Failure {
                 "not {until} in time: {unsent} bytes are unsent, and the external volume does not answer: {reason}"
             ),
         ),
+        UploadState::Connecting => Failure::new(
+            FailureKind::Unreachable,
+            format!(
+                "not {until} in time: {unsent} bytes are unsent, and the external volume does not answer"
+            ),
+        ),
         _ => Failure::stopped(format!(
             "not {until} in time: {unsent} bytes are unsent; uploads go on while the volume is open"
         )),
@@ -155,6 +201,7 @@ impl Meter {
                     Some(format!("waiting for the external volume: {reason}"))
                 }
                 UploadState::Refused { reason } => Some(reason.clone()),
+                UploadState::Connecting => Some("waiting for the external volume".into()),
                 UploadState::Off | UploadState::Up => None,
             },
         }

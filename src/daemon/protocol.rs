@@ -10,6 +10,7 @@ use serde_json::Value;
 
 use crate::daemon::failure::Failure;
 use crate::volume::Durability;
+use crate::volume::limits::LimitChange;
 
 /// Longest line that is read: a list of epochs is the longest thing said.
 const LINE_LEN_MAX: u64 = 64 << 20;
@@ -36,6 +37,15 @@ impl From<Until> for Durability {
     }
 }
 
+/// A prefix of a bucket.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BucketPlace {
+    /// Its id or label.
+    pub bucket: String,
+    /// Where in it; by default one of the volume's own.
+    pub prefix: Option<String>,
+}
+
 /// What a command asks of an open volume.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "request", rename_all = "snake_case")]
@@ -60,7 +70,24 @@ pub enum Request {
     StoreSet {
         /// A mounted directory; `None`: they stay in the backup path.
         path: Option<PathBuf>,
+        /// Go on where a refusal makes sense to somebody who knows the price.
+        #[serde(default)]
+        force: bool,
+        /// Says what is to be mounted, in place of `/etc/fstab`.
+        #[serde(default)]
+        fstab: Option<PathBuf>,
+        /// A bucket in place of a directory.
+        #[serde(default)]
+        bucket: Option<BucketPlace>,
     },
+    /// How much of the line to the external volume is used.
+    Limits {
+        /// Set these first.
+        #[serde(default)]
+        change: Option<LimitChange>,
+    },
+    /// Open the external volume anew: what the machine knows of its bucket has changed.
+    StoreReopen,
     /// Take the mount away, then end.
     Umount {
         /// Where it stands.
@@ -80,6 +107,16 @@ pub enum Request {
 }
 
 impl Request {
+    /// Packs go to this directory or bucket, or stay in the backup path, from now on.
+    pub fn store_set(path: Option<PathBuf>, bucket: Option<BucketPlace>) -> Request {
+        Request::StoreSet {
+            path,
+            force: false,
+            fstab: None,
+            bucket,
+        }
+    }
+
     /// Whether the process that gave this answer is about to be gone. One whose mount is still busy goes on.
     pub fn is_farewell(&self, answer: &Value) -> bool {
         let is_busy = answer.get("is_busy").and_then(Value::as_bool) == Some(true);

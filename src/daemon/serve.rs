@@ -45,6 +45,9 @@ enum Event {
 pub struct Serving {
     volume: Arc<Volume>,
     mounted: Mutex<Option<Arc<Mounted>>>,
+    /// How long whoever took the mount away lets uploads go on. Held while it is being taken away: the mount
+    /// may be gone long before the kernel is through with a million inodes, and umount(2) returns.
+    wish: Mutex<Option<Duration>>,
     since: i64,
     life: Mutex<Life>,
     changed: Condvar,
@@ -87,6 +90,7 @@ impl Serving {
         let serving = Arc::new(Serving {
             volume,
             mounted: Mutex::default(),
+            wish: Mutex::default(),
             since,
             life: Mutex::default(),
             changed: Condvar::new(),
@@ -115,7 +119,8 @@ impl Serving {
             let _ = self.events.try_send(Event::Signal("nobody waits"));
         }
         let ending = until_the_end(mounted.as_deref(), &self.incoming);
-        let outcome = self.close(ending.drain);
+        let wish = self.wish().take();
+        let outcome = self.close(ending.drain.or(wish).unwrap_or(DRAIN_DEFAULT));
         let outcome = match (ending.outcome, outcome) {
             (Err(error), Ok(_)) => Err(Failure::from(error)),
             (_, outcome) => outcome,
@@ -152,6 +157,10 @@ impl Serving {
         self.mounted.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn wish(&self) -> MutexGuard<'_, Option<Duration>> {
+        self.wish.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn mountpoint(&self) -> Option<PathBuf> {
         let mounted = self.mounted_slot();
         mounted
@@ -175,6 +184,7 @@ impl Serving {
 
     /// Takes the mount away and asks the process to end.
     fn end_mount(&self, lazy: bool, drain_ms: u64) -> Result<Detached, Failure> {
+        let mut wish = self.wish();
         let mounted = self.mounted_slot().clone();
         let detached = match &mounted {
             None => Detached::Whole,
@@ -187,9 +197,10 @@ impl Serving {
                 Err(error) => return Err(error.into()),
             },
         };
-        let stop = Event::Stop(Duration::from_millis(drain_ms));
+        let drain = Duration::from_millis(drain_ms);
+        *wish = Some(drain);
         // Full only of other wishes to end.
-        let _ = self.events.try_send(stop);
+        let _ = self.events.try_send(Event::Stop(drain));
         Ok(detached)
     }
 
@@ -312,14 +323,15 @@ fn watch(mounted: Option<&Arc<Mounted>>, events: &Sender<Event>) -> Result<()> {
 }
 
 struct Ending {
-    drain: Duration,
+    /// What a signal or a command said.
+    drain: Option<Duration>,
     outcome: Result<()>,
 }
 
 /// Waits for what ends the process; on a signal, takes the mount away first, lazily if it is busy.
 fn until_the_end(mounted: Option<&Mounted>, incoming: &Receiver<Event>) -> Ending {
     let mut ending = Ending {
-        drain: DRAIN_DEFAULT,
+        drain: None,
         outcome: Ok(()),
     };
     let mut deadline: Option<Instant> = None;
@@ -338,7 +350,7 @@ fn until_the_end(mounted: Option<&Mounted>, incoming: &Receiver<Event>) -> Endin
                 return ending;
             }
             Some(Event::Stop(drain)) => {
-                ending.drain = drain;
+                ending.drain = Some(drain);
                 if mounted.is_none() {
                     return ending;
                 }
@@ -346,10 +358,10 @@ fn until_the_end(mounted: Option<&Mounted>, incoming: &Receiver<Event>) -> Endin
             Some(Event::Signal(signal)) => {
                 tracing::info!(signal, "told to end");
                 if deadline.is_some() {
-                    ending.drain = Duration::ZERO;
+                    ending.drain = Some(Duration::ZERO);
                     return ending;
                 }
-                ending.drain = DRAIN_ON_SIGNAL;
+                ending.drain = Some(DRAIN_ON_SIGNAL);
                 let Some(mounted) = mounted else {
                     return ending;
                 };

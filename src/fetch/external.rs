@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use vfs::{ErrorCase, ErrorClass, ObjectKey};
+use vfs::{Breaker, ErrorCase, ErrorClass, Guarded, ObjectKey};
 
 use crate::error::Result;
 use crate::pack::read::{PackIndex, ReadAt, read_index};
@@ -14,12 +14,29 @@ use crate::types::PackId;
 #[derive(Debug)]
 pub struct ExternalPacks {
     volume: Arc<dyn vfs::Volume>,
+    breaker: Option<Arc<Breaker>>,
 }
 
 impl ExternalPacks {
     /// The packs of `volume`.
     pub fn new(volume: Arc<dyn vfs::Volume>) -> ExternalPacks {
-        ExternalPacks { volume }
+        ExternalPacks {
+            volume,
+            breaker: None,
+        }
+    }
+
+    /// The same where it is known whether the volume answers.
+    pub fn guarded(guarded: Guarded) -> ExternalPacks {
+        ExternalPacks {
+            breaker: Some(guarded.breaker),
+            ..ExternalPacks::new(guarded.volume)
+        }
+    }
+
+    /// What knows whether the volume answers.
+    pub(super) fn breaker(&self) -> Option<&Arc<Breaker>> {
+        self.breaker.as_ref()
     }
 
     /// These bytes of a pack, all of them or none.

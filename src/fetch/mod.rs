@@ -14,6 +14,7 @@ mod flights;
 mod maps;
 mod reader;
 mod streams;
+mod waiting;
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -21,8 +22,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 
 use bytes::{Bytes, BytesMut};
-use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
+use crossbeam_channel::{Receiver, Sender, bounded};
 use nix::errno::Errno;
+use vfs::Circuit;
 
 use crate::error::{Error, Result};
 use crate::fetch::external::ExternalPacks;
@@ -31,14 +33,16 @@ use crate::format::inode::Extent;
 use crate::pack::store::PackStore;
 use crate::types::{BlobHash, BlobLocation};
 
+use waiting::{Ticket, Waiting};
+
+pub use waiting::WAITING_MAX;
+
 /// Threads that wait for the external volume.
 const FETCH_THREADS: usize = 4;
 /// Threads that fetch before somebody waits: so many ranges are on their way at the same time.
 const AHEAD_THREADS: usize = 4;
 /// Ranges that may wait for them, of at most two windows; more are asked for again by the reads that need them.
 const AHEAD_LEN_MAX: usize = 32;
-/// Reads that may wait for the fetch threads; more are answered EAGAIN's way, with an error, at once.
-const QUEUE_LEN_MAX: usize = 64;
 
 /// Bytes newer than any extent.
 #[derive(Clone, Debug)]
@@ -67,13 +71,14 @@ pub type OnRead = Box<dyn FnOnce(Result<Bytes>) + Send>;
 
 struct Job {
     plan: ReadPlan,
-    answer: OnRead,
+    ticket: Ticket,
 }
 
 /// Where a tree's blobs come from.
 #[derive(Debug)]
 pub struct Fetch {
     reader: Arc<Reader>,
+    waiting: Arc<Waiting>,
     jobs: Option<Sender<Job>>,
     ahead: Sender<Ahead>,
     /// No more read-ahead: what waits for it is let go of.
@@ -86,13 +91,18 @@ impl Fetch {
     pub fn start(cache_len_max: usize, local: Option<Arc<PackStore>>) -> Result<Fetch> {
         let reader = Arc::new(Reader::new(cache_len_max, local));
         let stop = Arc::new(AtomicBool::new(false));
-        let (jobs, queue) = bounded(QUEUE_LEN_MAX);
+        let waiting = Arc::new(Waiting::default());
+        // Those that were answered meanwhile are still in it: twice as many as may wait.
+        let (jobs, queue) = bounded(2 * usize::from(WAITING_MAX));
         let (ahead, ahead_queue) = bounded(AHEAD_LEN_MAX);
         let mut threads = Vec::new();
         for n in 0..FETCH_THREADS {
-            let (queue, reader, ahead) = (queue.clone(), Arc::clone(&reader), ahead.clone());
+            let (queue, ahead): (Receiver<Job>, _) = (queue.clone(), ahead.clone());
+            let (reader, waiting) = (Arc::clone(&reader), Arc::clone(&waiting));
             threads.push(spawn(format!("fetch-{n}"), move || {
-                answer_all(&queue, &reader, &ahead);
+                for job in queue {
+                    work_on(&job, &reader, &waiting, &ahead);
+                }
             })?);
         }
         for n in 0..AHEAD_THREADS {
@@ -108,6 +118,7 @@ impl Fetch {
         }
         Ok(Fetch {
             reader,
+            waiting,
             jobs: Some(jobs),
             ahead,
             stop,
@@ -116,7 +127,16 @@ impl Fetch {
     }
 
     /// Blobs that are not here come from this volume from now on.
-    pub fn set_external(&self, external: Option<Arc<ExternalPacks>>) {
+    pub fn set_external(&self, external: Option<ExternalPacks>) {
+        let external = external.map(Arc::new);
+        if let Some(breaker) = external.as_ref().and_then(|external| external.breaker()) {
+            let (waiting, known) = (Arc::downgrade(&self.waiting), Arc::downgrade(breaker));
+            breaker.on_change(move || {
+                if let (Some(waiting), Some(breaker)) = (waiting.upgrade(), known.upgrade()) {
+                    waiting.hear(&breaker);
+                }
+            });
+        }
         self.reader.set_external(external);
     }
 
@@ -124,7 +144,7 @@ impl Fetch {
     pub fn read(&self, plan: ReadPlan, answer: OnRead) {
         match self.reader.read_here(&plan, &self.ahead) {
             Ok(Some(bytes)) => answer(Ok(bytes)),
-            Ok(None) => self.enqueue(Job { plan, answer }),
+            Ok(None) => self.enqueue(plan, answer),
             Err(error) => answer(Err(error)),
         }
     }
@@ -134,17 +154,25 @@ impl Fetch {
         self.reader.blob(blob, location)
     }
 
-    fn enqueue(&self, job: Job) {
-        let refused = match &self.jobs {
-            Some(jobs) => match jobs.try_send(job) {
+    fn enqueue(&self, plan: ReadPlan, answer: OnRead) {
+        let external = self.reader.external();
+        let breaker = external.as_ref().and_then(|external| external.breaker());
+        let refused = match (self.waiting.enter(answer), &self.jobs) {
+            (Err(answer), _) => Some(answer),
+            (Ok(ticket), Some(jobs)) => match jobs.try_send(Job { plan, ticket }) {
                 Ok(()) => None,
-                Err(TrySendError::Full(job) | TrySendError::Disconnected(job)) => Some(job),
+                Err(_) => self.waiting.leave(ticket),
             },
-            None => Some(job),
+            (Ok(ticket), None) => self.waiting.leave(ticket),
         };
-        if let Some(job) = refused {
-            tracing::warn!("too many reads wait for the external volume: one was refused");
-            (job.answer)(Err(Errno::EIO.into()));
+        if let Some(answer) = refused {
+            let volume = breaker.map_or_else(String::new, ToString::to_string);
+            self.waiting.tell(&volume, "too many of them wait already");
+            answer(Err(Errno::EIO.into()));
+        }
+        // It may have gone down before this one was among those that wait.
+        if let Some(breaker) = breaker.filter(|breaker| breaker.circuit().is_down()) {
+            self.waiting.hear(breaker);
         }
     }
 }
@@ -155,6 +183,10 @@ impl Drop for Fetch {
         self.jobs = None;
         // The last sender goes with the fetch threads.
         self.ahead = bounded(0).0;
+        // A thread that waits for a volume that hangs would keep us for as long.
+        if let Some(breaker) = self.reader.external().as_ref().and_then(|it| it.breaker()) {
+            breaker.stop();
+        }
         for thread in self.threads.drain(..) {
             // A fetch thread that panicked has dropped its reply, which FUSE answers with EIO.
             let _ = thread.join();
@@ -169,14 +201,26 @@ fn spawn(name: String, body: impl FnOnce() + Send + 'static) -> Result<JoinHandl
         .map_err(Error::io("start", "a fetch thread"))
 }
 
-fn answer_all(queue: &Receiver<Job>, reader: &Reader, ahead: &Sender<Ahead>) {
-    for job in queue {
-        let (outcome, arrived) = reader.read(&job.plan, ahead);
-        // The reader is not to wait for the local disk.
-        (job.answer)(outcome);
-        for arrived in arrived {
-            reader.keep(arrived);
+fn work_on(job: &Job, reader: &Reader, waiting: &Waiting, ahead: &Sender<Ahead>) {
+    if !waiting.still_waits(job.ticket) {
+        return;
+    }
+    let (outcome, arrived) = reader.read(&job.plan, ahead);
+    // The reader is not to wait for the local disk; what came is kept even if it no longer waits.
+    if let Some(answer) = waiting.leave(job.ticket) {
+        let external = reader.external();
+        let circuit = external.as_ref().and_then(|external| external.breaker());
+        match (circuit.map(|breaker| breaker.circuit()), &outcome) {
+            // Said once for all of them.
+            (Some(Circuit::Down { reason, .. }), Err(Error::External(error))) => {
+                waiting.tell(error.volume(), &reason);
+                answer(Err(Errno::EIO.into()));
+            }
+            _ => answer(outcome),
         }
+    }
+    for arrived in arrived {
+        reader.keep(arrived);
     }
 }
 

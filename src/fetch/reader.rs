@@ -95,7 +95,7 @@ impl Reader {
         Ok(self.cache.get(&blob))
     }
 
-    fn external(&self) -> Option<Arc<ExternalPacks>> {
+    pub(super) fn external(&self) -> Option<Arc<ExternalPacks>> {
         self.external
             .lock()
             .unwrap_or_else(PoisonError::into_inner)

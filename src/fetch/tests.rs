@@ -80,7 +80,7 @@ impl Place {
         }
     }
 
-    fn external(&self) -> Arc<ExternalPacks> {
+    fn external(&self) -> ExternalPacks {
         let far: Arc<dyn Volume> = Arc::clone(&self.far) as _;
         Arc::new(ExternalPacks::new(Arc::new(Faulty::new(
             far,

@@ -18,6 +18,8 @@ use crate::types::{Epoch, Lsn, SessionId, Uuid, parse_hex};
 pub const FORMAT: u32 = 1;
 /// Name of the identity, below the backup path and on the external volume.
 pub const IDENTITY_NAME: &str = "server/volume.json";
+/// Where claims are.
+pub const CLAIMS_PREFIX: &str = "server/claims/";
 /// Where epoch records are.
 pub const EPOCHS_PREFIX: &str = "server/epochs/";
 
@@ -42,6 +44,28 @@ pub struct Identity {
     pub chunker: ChunkerParams,
     /// Seconds that readers on other machines may rely on a deleted object to stay.
     pub grace_secs: u64,
+    /// Room for a message authentication code.
+    #[serde(default)]
+    pub mac: Option<String>,
+}
+
+/// Says that a volume has another owner from here on. Written once for each take-over, never changed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Claim {
+    /// Format of everything else.
+    pub format: u32,
+    /// The volume.
+    pub volume: String,
+    /// The copy on this external volume.
+    pub store: String,
+    /// How often it was taken over, this time included.
+    pub generation: u64,
+    /// Machine that owns it now.
+    pub owner: String,
+    /// When, seconds since 1970.
+    pub time: u64,
+    /// The newest epoch there was: what the new owner goes on from.
+    pub epoch: Epoch,
     /// Room for a message authentication code.
     #[serde(default)]
     pub mac: Option<String>,
@@ -98,6 +122,35 @@ impl Identity {
     /// The volume's UUID.
     pub fn uuid(&self) -> Option<Uuid> {
         Uuid::parse(&self.volume)
+    }
+
+    /// As stored.
+    pub fn encode(&self) -> Vec<u8> {
+        encode_json(self)
+    }
+}
+
+impl Claim {
+    /// Object name of the claim `generation` by whoever drew `nonce`.
+    pub fn name(generation: u64, nonce: SessionId) -> String {
+        format!("{CLAIMS_PREFIX}{generation:08x}-{nonce}.json")
+    }
+
+    /// The generation in an object name.
+    pub fn parse_name(name: &str) -> Option<u64> {
+        let (generation, nonce) = name
+            .strip_prefix(CLAIMS_PREFIX)?
+            .strip_suffix(".json")?
+            .split_once('-')?;
+        SessionId::parse(nonce)?;
+        parse_hex(generation).map(|bytes| u64::from(u32::from_be_bytes(bytes)))
+    }
+
+    /// Parses what `object` holds.
+    pub fn parse(object: &str, bytes: &[u8]) -> Result<Claim> {
+        let claim: Claim = parse_json(object, bytes)?;
+        check_form(object, claim.format, bytes)?;
+        Ok(claim)
     }
 
     /// As stored.

@@ -21,6 +21,7 @@ use fuser::{
 use nix::errno::Errno;
 
 use crate::error::Result;
+use crate::fetch::WAITING_MAX;
 use crate::types::Ino;
 use crate::volume::tree::{Answer, Attr, Caller, FileKind, NewNode, OpenMode, SetAttr, Tree};
 
@@ -44,8 +45,9 @@ const CAPABILITIES: InitFlags = InitFlags::FUSE_ASYNC_READ
     .union(InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP);
 /// The largest request, both ways.
 const REQUEST_LEN_MAX: u32 = 1 << 20;
-/// Requests that nobody waits for (read-ahead) in flight at once: enough to fill a slow line.
-const BACKGROUND_MAX: u16 = 64;
+/// Requests that nobody waits for (read-ahead) in flight at once: enough to fill a slow line, and four times as many as
+/// may wait for the external volume.
+const BACKGROUND_MAX: u16 = 4 * WAITING_MAX;
 /// One `copy_file_range` reply counts in 32 bits; the kernel asks again for the rest.
 const COPY_LEN_MAX: u64 = 1 << 30;
 /// Inode numbers are never reused, so there is only one generation.
@@ -55,6 +57,10 @@ const S_ISGID: u16 = 0o2000;
 const S_IXGRP: u16 = 0o0010;
 /// POSIX ACLs are refused: stored but not enforced they would only look like protection.
 const ACL_PREFIX: &[u8] = b"system.posix_acl_";
+
+fn is_dot(name: &[u8]) -> bool {
+    matches!(name, b"." | b"..")
+}
 
 /// Shows a tree to fuser.
 pub(super) struct Adapter {
@@ -114,11 +120,14 @@ impl Adapter {
 
     fn reply_entry(&self, found: Result<Attr, fuser::Errno>, reply: ReplyEntry) {
         match found {
-            Ok(attr) => reply.entry(
-                &self.lifetimes.known,
-                &convert::file_attr(&attr),
-                GENERATION,
-            ),
+            Ok(attr) => {
+                self.tree.hold(attr.ino);
+                reply.entry(
+                    &self.lifetimes.known,
+                    &convert::file_attr(&attr),
+                    GENERATION,
+                );
+            }
             Err(errno) => reply.error(errno),
         }
     }
@@ -410,6 +419,7 @@ impl Filesystem for Adapter {
         let parent = convert::ino(parent);
         match self.make_and_open(request, parent, name.as_bytes(), node, flags) {
             Ok((attr, handle, how)) => {
+                self.tree.hold(attr.ino);
                 let attr = convert::file_attr(&attr);
                 reply.created(&self.lifetimes.known, &attr, GENERATION, handle, how);
             }
@@ -512,14 +522,20 @@ impl Filesystem for Adapter {
     fn readdir(
         &self,
         _request: &Request,
-        _ino: INodeNo,
+        ino: INodeNo,
         fh: FileHandle,
         offset: u64,
         mut reply: ReplyDirectory,
     ) {
+        let dir = convert::ino(ino);
         let read = self.ask("readdir", |tree| {
             self.dirs.read(tree, fh, offset, &mut |name, attr, behind| {
-                let (ino, kind) = (convert::number(attr.ino), convert::file_type(attr.kind));
+                let shown = if is_dot(name) {
+                    attr.ino
+                } else {
+                    tree.listed(dir, attr.ino, false)
+                };
+                let (ino, kind) = (convert::number(shown), convert::file_type(attr.kind));
                 reply.add(ino, behind, kind, OsStr::from_bytes(name))
             })
         });
@@ -532,16 +548,28 @@ impl Filesystem for Adapter {
     fn readdirplus(
         &self,
         _request: &Request,
-        _ino: INodeNo,
+        ino: INodeNo,
         fh: FileHandle,
         offset: u64,
         mut reply: ReplyDirectoryPlus,
     ) {
-        let known = self.lifetimes.known;
+        let (dir, known) = (convert::ino(ino), self.lifetimes.known);
         let read = self.ask("readdir", |tree| {
             self.dirs.read(tree, fh, offset, &mut |name, attr, behind| {
-                let (name, attr) = (OsStr::from_bytes(name), convert::file_attr(attr));
-                reply.add(attr.ino, behind, name, &known, &attr, GENERATION)
+                // The kernel counts a lookup for each entry that it gets, but for the dots.
+                let is_counted = !is_dot(name);
+                let ino = if is_counted {
+                    tree.listed(dir, attr.ino, true)
+                } else {
+                    attr.ino
+                };
+                let shown = convert::file_attr(&Attr { ino, ..*attr });
+                let name = OsStr::from_bytes(name);
+                let is_full = reply.add(shown.ino, behind, name, &known, &shown, GENERATION);
+                if is_full && is_counted {
+                    tree.forget(ino, 1);
+                }
+                is_full
             })
         });
         match read {

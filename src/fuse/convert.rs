@@ -29,6 +29,7 @@ pub(super) fn errno(error: &Error) -> Errno {
             _ => Errno::EIO,
         },
         Error::Refused(_) => Errno::EPERM,
+        Error::External(error) if error.case() == vfs::ErrorCase::NoSpace => Errno::ENOSPC,
         Error::Corrupt { .. } | Error::External(_) | Error::Poisoned(_) | Error::Locked { .. } => {
             Errno::EIO
         }

@@ -78,6 +78,8 @@ pub struct OptionList {
     pub external: Option<String>,
     /// `at=TIME`: a moment of the past.
     pub at: Option<String>,
+    /// `poll=SECONDS`: how often an external volume is looked at for a newer epoch; 0: never.
+    pub poll_secs: Option<u64>,
     /// `account=NAME`: one account only.
     pub account: Option<String>,
     /// `foreground`: do not become a daemon.
@@ -85,7 +87,7 @@ pub struct OptionList {
 }
 
 const KNOWN: &str = "ro, rw, allow_other, nonempty, suid, nosuid, dev, nodev, exec, noexec, sync, async, \
-    external=SPEC, at=TIME, account=NAME, foreground";
+    external=SPEC, at=TIME, poll=SECONDS, account=NAME, foreground";
 
 /// What fstab, mount(8) and systemd read themselves, or what is so anyway: permissions are always
 /// checked, and reading never changes the access time.
@@ -160,6 +162,15 @@ impl OptionList {
 
     fn take_value(&mut self, option: &str) -> Result<()> {
         let (key, value) = option.split_once('=').unwrap_or((option, ""));
+        if key == "poll" {
+            let secs = value.parse().map_err(|_| {
+                Error::Refused(format!(
+                    "mount option 'poll' takes seconds, not '{value}'; 0 is never"
+                ))
+            })?;
+            self.poll_secs = Some(secs);
+            return Ok(());
+        }
         let place = match key {
             "external" => &mut self.external,
             "at" => &mut self.at,
@@ -216,13 +227,14 @@ mod tests {
     fn an_fstab_line_keeps_what_is_ours_and_drops_what_is_fstabs() {
         let list = "rw,_netdev,nofail,noauto,user,allow_other,default_permissions,nosuid,nodev,noexec,\
             noatime,relatime,x-systemd.automount,x-gvfs-show,comment=nightly,external=dir:/mnt/nas,\
-            at=2026-01-01T00:00:00Z,account=alice,foreground,ro";
+            at=2026-01-01T00:00:00Z,account=alice,poll=5,foreground,ro";
         let parsed = OptionList::parse(list).unwrap();
         assert!(parsed.mount.read_only && !parsed.mount.exec && parsed.foreground);
         assert_eq!(parsed.mount.allow_other, Some(true));
         assert_eq!(parsed.external.as_deref(), Some("dir:/mnt/nas"));
         assert_eq!(parsed.at.as_deref(), Some("2026-01-01T00:00:00Z"));
         assert_eq!(parsed.account.as_deref(), Some("alice"));
+        assert_eq!(parsed.poll_secs, Some(5));
     }
 
     #[test]
@@ -256,6 +268,8 @@ mod tests {
             "at",
             "at=",
             "account=",
+            "poll=",
+            "poll=soon",
             "dirsync",
             "remount",
             "allow_otherx",

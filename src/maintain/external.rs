@@ -13,8 +13,8 @@ use crate::maintain::packs;
 use crate::pack::ledger::Peeked;
 use crate::types::Epoch;
 use crate::volume::external::{RECORD_LEN_MAX, open_external};
-use crate::volume::open::open_store;
-use crate::volume::settings::{Settings, Store};
+use crate::volume::settings::Settings;
+use crate::volume::store::open_store;
 
 pub(super) const ADVICE: &str =
     "tidefs check --fix sends it again, if the backup path has it whole";
@@ -32,10 +32,7 @@ pub(super) struct Far<'a> {
 impl Far<'_> {
     /// Opens it; it must be the copy that the settings name.
     pub(super) fn open(&self) -> Result<Option<Arc<dyn vfs::Volume>>> {
-        match &self.settings.store {
-            Store::Local => Ok(None),
-            Store::Dir { path, store } => open_store(self.identity, path, store).map(Some),
-        }
+        open_store(self.identity, self.settings)
     }
 
     /// Checks it.
@@ -52,7 +49,7 @@ impl Far<'_> {
                     "settings.json",
                     None,
                     "no external volume is set",
-                    "set one: tidefs store set dir PATH",
+                    "set one: tidefs store set",
                 );
             }
             Err(error) => return report.add_error("the external volume", error, UNREACHABLE),

@@ -5,8 +5,10 @@ mod blobs;
 pub mod check;
 mod external;
 pub mod fix;
+pub mod fleet;
 mod packs;
 mod tree;
+pub mod usage;
 
 pub use check::{CheckOptions, CheckReport, Problem, check, rebuild_index};
 pub use fix::{FixReport, Repair, fix};

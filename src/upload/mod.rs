@@ -6,23 +6,24 @@
 //! segments before their record, and no record while one of another writer's is newer.
 
 pub mod evict;
+pub mod fork;
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use serde::Serialize;
-use vfs::{Body, ObjectKey, Precondition, Volume, VolumeExt};
+use vfs::{Body, Circuit, Guarded, ObjectKey, Precondition, Volume};
 
 use crate::clock::Clock;
 use crate::error::{Error, Result};
 use crate::failpoint;
-use crate::format::record::{EPOCHS_PREFIX, EpochRecord};
+use crate::format::record::EpochRecord;
 use crate::pack::ledger::{Ledger, PackState};
 use crate::pack::verify::{Damage, survey};
-use crate::types::{Epoch, PackId, SessionId};
+use crate::types::{PackId, SessionId};
 use crate::upload::evict::CacheLimits;
 
 /// Packs put between two looks at the volume's identity.
@@ -67,6 +68,8 @@ pub trait LocalEpochs: Send + Sync {
 pub enum UploadState {
     /// There is no external volume.
     Off,
+    /// It was not heard of yet.
+    Connecting,
     /// All that was asked is there, or on its way.
     Up,
     /// The last round failed; it is tried again.
@@ -83,11 +86,15 @@ pub enum UploadState {
     },
 }
 
-/// Opens an external volume that was away.
-pub type Opener = Box<dyn Fn() -> Result<Arc<dyn Volume>> + Send + Sync>;
+impl UploadState {
+    /// Whether uploads go on, as far as is known.
+    pub fn is_hopeful(&self) -> bool {
+        matches!(self, UploadState::Up | UploadState::Connecting)
+    }
+}
 
 struct Target {
-    volume: Option<Arc<dyn Volume>>,
+    external: Option<Guarded>,
     state: UploadState,
     asked: bool,
     stop: bool,
@@ -95,9 +102,28 @@ struct Target {
     /// What was found lost on the way.
     losses: Vec<String>,
     limits: CacheLimits,
-    /// Opens the volume when it is back.
-    opener: Option<Opener>,
+    /// The volume answers again: then the wait after a failure is over.
+    is_back: bool,
     is_ledger_complete: bool,
+    /// Nobody else had written to this volume when it was looked at.
+    is_examined: bool,
+}
+
+impl Target {
+    /// What a round found last; when the volume has gone silent since, that.
+    fn state_now(&self) -> UploadState {
+        let circuit = self.external.as_ref().map(|now| now.breaker.circuit());
+        match circuit {
+            Some(Circuit::Down { since, reason }) if self.state.is_hopeful() => {
+                let since = since.duration_since(SystemTime::UNIX_EPOCH);
+                UploadState::Down {
+                    since: since.map_or(0, |since| since.as_secs()),
+                    reason,
+                }
+            }
+            _ => self.state.clone(),
+        }
+    }
 }
 
 /// The uploader's thread and its state.
@@ -133,15 +159,16 @@ impl Uploader {
         clock: Arc<dyn Clock>,
     ) -> Result<Uploader> {
         let target = Target {
-            volume: None,
+            external: None,
             state: UploadState::Off,
             asked: false,
             stop: false,
             rounds: 0,
             losses: Vec::new(),
             limits: CacheLimits::default(),
-            opener: None,
+            is_back: false,
             is_ledger_complete: false,
+            is_examined: false,
         };
         let shared = Arc::new(Shared {
             root: root.to_owned(),
@@ -166,15 +193,23 @@ impl Uploader {
     }
 
     /// Uploads go there from now on.
-    pub fn set_volume(&self, volume: Option<Arc<dyn Volume>>) {
+    pub fn set_volume(&self, external: Option<Guarded>) {
+        if let Some(Guarded { breaker, .. }) = &external {
+            let shared = Arc::downgrade(&self.shared);
+            breaker.on_change(move || {
+                if let Some(shared) = shared.upgrade() {
+                    shared.circuit_changed();
+                }
+            });
+        }
         let mut target = self.shared.lock();
-        target.state = if volume.is_some() {
-            UploadState::Up
+        target.state = if external.is_some() {
+            UploadState::Connecting
         } else {
             UploadState::Off
         };
-        target.volume = volume;
-        target.opener = None;
+        target.external = external;
+        target.is_examined = false;
         target.asked = true;
         self.shared.woken.notify_all();
     }
@@ -182,18 +217,8 @@ impl Uploader {
     /// Uploads are refused, for this reason, until a volume is set.
     pub fn refuse(&self, reason: String) {
         let mut target = self.shared.lock();
-        target.volume = None;
-        target.opener = None;
+        target.external = None;
         target.state = UploadState::Refused { reason };
-    }
-
-    /// The volume could not be opened, for this reason: `opener` is tried until it can.
-    pub fn retry(&self, reason: String, opener: Opener) {
-        let since = self.shared.clock.now_secs();
-        let mut target = self.shared.lock();
-        target.volume = None;
-        target.opener = Some(opener);
-        target.state = UploadState::Down { since, reason };
     }
 
     /// Every local pack is in the ledger: from now on an epoch may count as archived.
@@ -210,7 +235,19 @@ impl Uploader {
 
     /// What it is doing.
     pub fn state(&self) -> UploadState {
-        self.shared.lock().state.clone()
+        self.shared.lock().state_now()
+    }
+
+    /// Waits until the volume was heard of, for at most `patience`.
+    pub fn wait_until_known(&self, patience: Duration) {
+        let is_unknown =
+            |target: &mut Target| target.state_now() == UploadState::Connecting && !target.stop;
+        let target = self.shared.lock();
+        drop(
+            self.shared
+                .woken
+                .wait_timeout_while(target, patience, is_unknown),
+        );
     }
 
     /// What was found lost on the way, for people.
@@ -234,8 +271,16 @@ impl Uploader {
 
 impl Drop for Uploader {
     fn drop(&mut self) {
-        self.shared.lock().stop = true;
+        let external = {
+            let mut target = self.shared.lock();
+            target.stop = true;
+            target.external.take()
+        };
         self.shared.woken.notify_all();
+        // A round that waits for a volume that hangs would keep us for as long.
+        if let Some(Guarded { breaker, .. }) = external {
+            breaker.stop();
+        }
         if let Some(thread) = self
             .thread
             .lock()
@@ -256,56 +301,35 @@ impl Shared {
     fn run(&self) {
         let mut wait = IDLE_INTERVAL;
         let mut retry = RETRY_MIN;
-        while let Some(volume) = self.next_round(wait) {
+        while let Some(external) = self.next_round(wait) {
             wait = IDLE_INTERVAL;
-            let Some(volume) = volume else {
-                wait = self.reopen(&mut retry);
+            let Some(external) = external else {
                 continue;
             };
-            match self.round(&*volume) {
+            match self.round(&*external.volume) {
                 Ok(()) => {
                     retry = RETRY_MIN;
-                    self.settle(&volume, UploadState::Up);
+                    self.settle(&external, UploadState::Up);
                 }
                 Err(error) => {
                     wait = retry;
                     retry = (retry * 2).min(RETRY_MAX);
-                    self.settle(&volume, self.state_after(&error));
+                    self.settle(&external, self.state_after(&error));
                 }
             }
         }
     }
 
-    /// Tries to open a volume that was away. Returns how long to wait before the next round.
-    fn reopen(&self, retry: &mut Duration) -> Duration {
-        let Some(opener) = self.lock().opener.take() else {
-            return IDLE_INTERVAL;
-        };
-        let outcome = opener();
+    /// Whoever waits for news of the volume looks again; one that is back is used at once.
+    fn circuit_changed(&self) {
         let mut target = self.lock();
-        match outcome {
-            Ok(volume) => {
-                tracing::info!(%volume, "the external volume is back");
-                *retry = RETRY_MIN;
-                target.volume = Some(volume);
-                target.state = UploadState::Up;
-                target.asked = true;
-                IDLE_INTERVAL
-            }
-            Err(Error::Refused(reason)) => {
-                target.state = UploadState::Refused { reason };
-                IDLE_INTERVAL
-            }
-            Err(error) => {
-                if let UploadState::Down { reason, .. } = &mut target.state {
-                    *reason = error.chain();
-                }
-                target.opener = Some(opener);
-                let wait = *retry;
-                *retry = (*retry * 2).min(RETRY_MAX);
-                wait
-            }
-        }
+        let is_up = target
+            .external
+            .as_ref()
+            .is_some_and(|external| external.breaker.circuit() == Circuit::Up);
+        target.is_back |= is_up && !matches!(target.state, UploadState::Up);
+        drop(target);
+        self.woken.notify_all();
     }
 
     /// Waits for the next round: `None` to stop, `Some(None)` when there is no volume.
@@ -313,7 +337,7 @@ impl Shared {
         clippy::option_option,
         reason = "to stop and to have nothing to do are different answers"
     )]
-    fn next_round(&self, wait: Duration) -> Option<Option<Arc<dyn Volume>>> {
+    fn next_round(&self, wait: Duration) -> Option<Option<Guarded>> {
         let deadline = Instant::now() + wait;
         let mut target = self.lock();
         loop {
@@ -323,9 +347,10 @@ impl Shared {
             let now = Instant::now();
             // After a failure, being asked does not shorten the wait.
             let is_asked = target.asked && (wait == IDLE_INTERVAL);
-            if is_asked || now >= deadline {
+            if is_asked || target.is_back || now >= deadline {
                 target.asked = false;
-                return Some(target.volume.clone());
+                target.is_back = false;
+                return Some(target.external.clone());
             }
             target = self
                 .woken
@@ -335,18 +360,18 @@ impl Shared {
         }
     }
 
-    fn settle(&self, volume: &Arc<dyn Volume>, state: UploadState) {
+    fn settle(&self, external: &Guarded, state: UploadState) {
         let mut target = self.lock();
         let is_same = target
-            .volume
+            .external
             .as_ref()
-            .is_some_and(|now| Arc::ptr_eq(now, volume));
+            .is_some_and(|now| Arc::ptr_eq(&now.breaker, &external.breaker));
         if is_same {
             if target.state != state {
-                tracing::info!(volume = %volume, state = ?state, "upload");
+                tracing::info!(volume = %external.volume, state = ?state, "upload");
             }
             if matches!(state, UploadState::Refused { .. }) {
-                target.volume = None;
+                target.external = None;
             }
             target.state = state;
         }
@@ -378,6 +403,7 @@ impl Shared {
             if batch.is_empty() {
                 break;
             }
+            self.refuse_fork_once(volume)?;
             let packs: Vec<PackId> = batch.iter().map(|(pack, _)| *pack).collect();
             let sent = self.put_packs(volume, &packs)?;
             look(volume)?;
@@ -390,6 +416,16 @@ impl Shared {
         self.archive(volume)?;
         let limits = self.lock().limits;
         evict::evict(&self.root, &self.ledger, limits, self.clock.now_secs())
+    }
+
+    /// Before anything is sent after an opening: a clone is to find out now, not when its packs are there.
+    fn refuse_fork_once(&self, volume: &dyn Volume) -> Result<()> {
+        if self.lock().is_examined {
+            return Ok(());
+        }
+        fork::refuse_fork(&self.root, volume, self.ledger.archived_epoch())?;
+        self.lock().is_examined = true;
+        Ok(())
     }
 
     fn put_packs(&self, volume: &dyn Volume, packs: &[PackId]) -> Result<Vec<(PackId, u32)>> {
@@ -476,7 +512,7 @@ impl Shared {
         }
         look(volume)?;
         failpoint::hit(failpoint::BEFORE_RECORD_PUT);
-        self.refuse_fork(volume)?;
+        fork::refuse_fork(&self.root, volume, self.ledger.archived_epoch())?;
         let session = SessionId::parse(&record.session)
             .ok_or_else(|| Error::corrupt("an epoch record", 0, "no session"))?;
         let key = ObjectKey::new(EpochRecord::name(record.epoch, session))?;
@@ -488,45 +524,9 @@ impl Shared {
         }
         look(volume)?;
         failpoint::hit(failpoint::AFTER_RECORD_PUT);
+        // Another writer may have looked as we did and put as we did: whoever looks last sees both.
+        fork::refuse_fork(&self.root, volume, record.epoch)?;
         self.ledger.archived(record.epoch, self.clock.now_secs())
-    }
-
-    /// Every record behind the last one we archived must be one of ours, byte for byte: else another
-    /// server, or another state of this one, writes to the same place.
-    fn refuse_fork(&self, volume: &dyn Volume) -> Result<()> {
-        let archived = self.ledger.archived_epoch();
-        let mut known_last = archived == Epoch(0);
-        let mut foreign = None;
-        volume.for_each(EPOCHS_PREFIX, |meta| -> Result<()> {
-            let Some((epoch, _)) = EpochRecord::parse_name(meta.key.as_str()) else {
-                return Ok(());
-            };
-            if epoch < archived || foreign.is_some() {
-                return Ok(());
-            }
-            let local = std::fs::read(self.root.join(meta.key.as_str())).ok();
-            let there = volume.get_whole(&meta.key, 64 << 20)?;
-            if local.is_some_and(|local| local == there) {
-                known_last |= epoch == archived;
-            } else {
-                foreign = Some(meta.key.to_string());
-            }
-            Ok(())
-        })?;
-        let advice = "Nothing was written. If the other writer is gone for good and this backup path is the one to keep, \
-                      attach an empty directory or prefix with tidefs store set; both branches stay readable";
-        if let Some(name) = foreign {
-            return Err(Error::Refused(format!(
-                "{volume} was written by somebody else: {name} is not this backup path's. A copy or an older state of \
-                 this backup path is in use elsewhere. {advice}"
-            )));
-        }
-        if known_last {
-            return Ok(());
-        }
-        Err(Error::Refused(format!(
-            "{volume} no longer has our epoch {archived}, which was archived there. {advice}"
-        )))
     }
 }
 

@@ -94,6 +94,8 @@ struct Requests {
     closings: Vec<(Option<String>, Answer<Epoch>)>,
     pressure: bool,
     stop: bool,
+    /// The committer is gone: whoever asks is told at once. A lazily detached mount asks on.
+    ended: bool,
 }
 
 /// Asks the committer.
@@ -117,14 +119,44 @@ impl CommitQueue {
 
     /// Answers when everything done so far survives a power cut.
     pub fn commit(&self, answer: Answer<()>) {
-        self.lock().commits.push(answer);
+        let mut requests = self.lock();
+        if requests.ended {
+            drop(requests);
+            return answer(Err(closed()));
+        }
+        requests.commits.push(answer);
         self.asked.notify_one();
     }
 
     /// Closes the epoch; with a name, as a snapshot, even if nothing changed.
     pub fn close_epoch(&self, name: Option<String>, answer: Answer<Epoch>) {
-        self.lock().closings.push((name, answer));
+        let mut requests = self.lock();
+        if requests.ended {
+            drop(requests);
+            return answer(Err(closed()));
+        }
+        requests.closings.push((name, answer));
         self.asked.notify_one();
+    }
+
+    /// The committer ends: those who asked too late are told.
+    fn end(&self) {
+        let (commits, closings) = {
+            let mut requests = self.lock();
+            requests.ended = true;
+            let requests = &mut *requests;
+            (
+                std::mem::take(&mut requests.commits),
+                std::mem::take(&mut requests.closings),
+            )
+        };
+        for answer in commits {
+            answer(Err(closed()));
+        }
+        for (_, answer) in closings {
+            answer(Err(closed()));
+        }
+        self.done.notify_all();
     }
 
     /// Memory is short: commit what there is.
@@ -212,6 +244,7 @@ impl Committer {
                 self.close_epoch(requests.closings);
             }
             if requests.stop {
+                queue.end();
                 return;
             }
         }
@@ -362,11 +395,41 @@ pub fn decode_epoch(bytes: &[u8]) -> Option<(Timestamp, Option<String>)> {
     Some((time, Some(name).filter(|name| !name.is_empty())))
 }
 
+fn closed() -> Error {
+    Error::Poisoned("the volume is closed".into())
+}
+
 /// The same error for one more waiter.
 fn again(error: &Error) -> Error {
     match error {
         Error::NoSpace { path } => Error::NoSpace { path: path.clone() },
         Error::Posix(errno) => Error::Posix(*errno),
         other => Error::Poisoned(other.chain()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_asks_a_committer_that_ended_is_told_at_once() {
+        let queue = CommitQueue::default();
+        let (told, telling) = crossbeam_channel::bounded(4);
+        let tell = told.clone();
+        queue.commit(Box::new(move |outcome| {
+            tell.send(outcome.is_err()).unwrap();
+        }));
+        assert!(telling.is_empty(), "it waits for the committer");
+        queue.end();
+        let tell = told.clone();
+        queue.commit(Box::new(move |outcome| {
+            tell.send(outcome.is_err()).unwrap();
+        }));
+        queue.close_epoch(
+            None,
+            Box::new(move |outcome| told.send(outcome.is_err()).unwrap()),
+        );
+        assert_eq!(telling.try_iter().collect::<Vec<_>>(), [true, true, true]);
     }
 }

@@ -23,12 +23,19 @@ use crate::volume::commit::{CommitQueue, decode_epoch};
 use crate::volume::files::Files;
 use crate::volume::health::Health;
 use crate::volume::indexer::ArchiveTask;
-use crate::volume::init;
+use crate::volume::limits::LimitStatus;
 use crate::volume::lock::PathLock;
 use crate::volume::open::whole;
 use crate::volume::settings::{Settings, Store};
 use crate::volume::space::SpaceWatch;
+use crate::volume::store::{CircuitStatus, ExternalStore};
 use crate::volume::view_tree::ViewTree;
+
+/// At the end, an external volume that was silent for this long is asked for a sign of life ..
+const QUIET_MAX: Duration = Duration::from_secs(1);
+/// .. and has this long to give it. What is not sent then is sent the next time, and whoever unmounts has an answer
+/// within seconds.
+const SIGN_OF_LIFE_PATIENCE: Duration = Duration::from_secs(2);
 
 /// What recovery found and did.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
@@ -59,6 +66,8 @@ pub struct Volume {
     pub(super) archive: Arc<Archive>,
     pub(super) ledger: Arc<Ledger>,
     pub(super) uploader: Arc<Uploader>,
+    pub(super) limits: vfs::LimitHandle,
+    pub(super) external: Mutex<Option<ExternalStore>>,
     pub(super) queue: Arc<CommitQueue>,
     pub(super) threads: Mutex<Vec<JoinHandle<()>>>,
     pub(super) stop_refill: Arc<std::sync::atomic::AtomicBool>,
@@ -119,6 +128,10 @@ pub struct Status {
     pub store: Store,
     /// What the uploader is doing.
     pub upload: UploadState,
+    /// How much of the line to the external volume is used.
+    pub limits: LimitStatus,
+    /// Whether the external volume answers; absent without one.
+    pub circuit: Option<CircuitStatus>,
     /// Whether packs are written past the page cache; absent before the first.
     pub direct_io: Option<bool>,
     /// Free bytes of the backup path's file system.
@@ -207,8 +220,7 @@ impl Volume {
         }
         if self.settings().store == Store::Local {
             return Err(Error::Refused(
-                "there is no external volume to wait for: set one with tidefs store set dir PATH"
-                    .into(),
+                "there is no external volume to wait for: set one with tidefs store set".into(),
             ));
         }
         let epoch = self.close_epoch(None)?;
@@ -252,6 +264,8 @@ impl Volume {
             packs: PackTotals::new(self.ledger.totals(), self.packs.open_bytes()),
             store: settings.store,
             upload: self.uploader.state(),
+            limits: self.limits(),
+            circuit: self.external().as_ref().map(ExternalStore::circuit),
             direct_io: self.packs.direct_io(),
             free_bytes: crate::volume::live::free_bytes(&self.root).unwrap_or(0),
             cache_bytes: self.ledger.totals().local_bytes,
@@ -306,44 +320,6 @@ impl Volume {
         )
     }
 
-    /// Sets where packs go. Refused, and nothing changed, if the place is not ours to take.
-    pub fn set_store(&self, path: Option<PathBuf>) -> Result<Store> {
-        let store = match path {
-            None => Store::Local,
-            Some(path) => {
-                let path = std::fs::canonicalize(&path).map_err(Error::io("find", &path))?;
-                if path.starts_with(&self.root) || self.root.starts_with(&path) {
-                    let (path, root) = (path.display(), self.root.display());
-                    return Err(Error::Refused(format!(
-                        "{path} and the backup path {root} lie in each other: use another disk"
-                    )));
-                }
-                let external = vfs::DirVolume::open(&path)?;
-                let store = init::attach(&external, &self.identity)?;
-                Store::Dir { path, store }
-            }
-        };
-        let mut settings = self.settings();
-        let evicted = self
-            .ledger
-            .all()
-            .iter()
-            .filter(|(_, entry)| entry.evicted)
-            .count();
-        if evicted > 0 && settings.store != store {
-            return Err(Error::Refused(format!(
-                "{evicted} packs are only on the external volume that is set now: it cannot be left behind"
-            )));
-        }
-        settings.store = store.clone();
-        settings.write(&self.root)?;
-        *whole(&self.settings) = settings.clone();
-        self.ledger
-            .set_external(crate::volume::open::store_uuid(&settings))?;
-        self.connect_store();
-        Ok(store)
-    }
-
     /// Closes the volume: everything is durable, the epoch closed, the threads ended. Uploads may go on
     /// for `drain`; what is not sent by then waits for the next opening.
     pub fn close(&self, drain: Duration, progress: &mut dyn FnMut(&Status)) -> Result<()> {
@@ -364,7 +340,7 @@ impl Volume {
 
     fn drain(&self, deadline: Instant, progress: &mut dyn FnMut(&Status)) {
         self.uploader.wake();
-        while self.uploader.state() == UploadState::Up && Instant::now() < deadline {
+        while self.uploader.state().is_hopeful() && Instant::now() < deadline {
             let newest = self
                 .archive
                 .newest()
@@ -375,7 +351,24 @@ impl Volume {
             }
             progress(&self.status());
             self.uploader.wait_for_round(Duration::from_millis(500));
+            if let Some(external) = self.external()
+                && external
+                    .silence()
+                    .is_some_and(|silence| silence > QUIET_MAX)
+                && !external.answers_within(SIGN_OF_LIFE_PATIENCE)
+            {
+                return;
+            }
         }
+    }
+
+    fn external(&self) -> Option<ExternalStore> {
+        whole(&self.external).clone()
+    }
+
+    /// Waits until it is known whether the external volume is there, for at most `patience`.
+    pub fn await_store(&self, patience: Duration) {
+        self.uploader.wait_until_known(patience);
     }
 
     fn join(&self, name: &str) {
@@ -396,6 +389,8 @@ impl Volume {
 
 impl Drop for Volume {
     fn drop(&mut self) {
+        // An upload that waits for its turn would keep its thread, and us, for as long as the limits say.
+        self.limits.stop();
         self.stop_refill
             .store(true, std::sync::atomic::Ordering::Relaxed);
         self.join("pack-sweep");
@@ -406,6 +401,10 @@ impl Drop for Volume {
             let _ = tasks.send(ArchiveTask::Stop);
         }
         self.join("archive");
+        // Nobody waits for an external volume that hangs: not the uploader, which is joined, and not a read.
+        if let Some(external) = self.external() {
+            external.stop();
+        }
     }
 }
 

@@ -6,15 +6,17 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use vfs::{ObjectKey, Volume, VolumeExt};
+use vfs::{Guarded, ObjectKey, Volume, VolumeExt};
 
 use crate::error::{Error, Result};
 use crate::fetch::Fetch;
 use crate::fetch::external::ExternalPacks;
-use crate::format::record::{EPOCHS_PREFIX, EpochRecord, Identity, SegmentEntry};
+use crate::format::record::{EpochRecord, Identity, SegmentEntry};
 use crate::format::segment::{BlockCache, RangeRead, Segment};
 use crate::meta::view::View;
 use crate::types::{Epoch, SessionId};
+pub use crate::upload::fork::RECORD_LEN_MAX;
+use crate::upload::fork::{RecordObject, newest_records, records_from};
 use crate::volume::archive::check_segment;
 use crate::volume::engine::{EpochEntry, epochs_of};
 use crate::volume::init::external_identity;
@@ -26,12 +28,12 @@ const BLOCK_CACHE_BYTES: usize = 64 << 20;
 const BLOB_CACHE_BYTES: usize = 96 << 20;
 /// Bytes of a segment fetched at once where a listing walks through it.
 const READ_AHEAD_BYTES: usize = 1 << 20;
-/// Longest epoch record that is read.
-pub const RECORD_LEN_MAX: u64 = 64 << 20;
 
 /// A volume as its external copy has it.
 #[derive(Debug)]
 pub struct ExternalVolume {
+    external: Arc<dyn Volume>,
+    cache: Arc<BlockCache>,
     identity: Identity,
     record: EpochRecord,
     view: View,
@@ -62,27 +64,29 @@ impl RangeRead for ExternalObject {
 
 /// Opens the newest epoch of an external volume.
 pub fn open_external(external: Arc<dyn Volume>) -> Result<ExternalVolume> {
+    let packs = ExternalPacks::new(Arc::clone(&external));
+    open_with(external, packs)
+}
+
+/// The same of one of which it is known whether it answers: no read waits for one that does not.
+pub fn open_guarded(external: Guarded) -> Result<ExternalVolume> {
+    let volume = Arc::clone(&external.volume);
+    open_with(volume, ExternalPacks::guarded(external))
+}
+
+fn open_with(external: Arc<dyn Volume>, packs: ExternalPacks) -> Result<ExternalVolume> {
     let identity = external_identity(&*external)?.ok_or_else(|| {
         Error::Refused(format!("{external} holds no tidefs volume (there is no server/volume.json): check the address, and that it is mounted"))
     })?;
     let record = newest_record(&*external)?;
-    if record.volume != identity.volume {
-        let name = record_name(&record)?;
-        return Err(Error::corrupt(
-            format!("{external}/{name}"),
-            0,
-            "it is another volume's record",
-        ));
-    }
+    refuse_stranger(&*external, &identity, &record)?;
     let cache = Arc::new(BlockCache::new(BLOCK_CACHE_BYTES));
-    let mut segments = Vec::new();
-    for entry in &record.segments {
-        segments.push(open_segment(&external, entry, &cache)?);
-    }
-    let view = View::new(record.epoch, segments)?;
+    let view = open_view(&external, &record, &cache, &[])?;
     let fetch = Fetch::start(BLOB_CACHE_BYTES, None)?;
-    fetch.set_external(Some(Arc::new(ExternalPacks::new(external))));
+    fetch.set_external(Some(packs));
     Ok(ExternalVolume {
+        external,
+        cache,
         identity,
         record,
         view,
@@ -90,7 +94,47 @@ pub fn open_external(external: Arc<dyn Volume>) -> Result<ExternalVolume> {
     })
 }
 
+/// Opens what `record` names; segments that are open already are used again.
+fn open_view(
+    external: &Arc<dyn Volume>,
+    record: &EpochRecord,
+    cache: &Arc<BlockCache>,
+    open: &[(SegmentEntry, Arc<Segment>)],
+) -> Result<View> {
+    let mut segments = Vec::new();
+    for entry in &record.segments {
+        let known = open.iter().find(|(other, _)| other == entry);
+        segments.push(match known {
+            Some((_, segment)) => Arc::clone(segment),
+            None => open_segment(external, entry, cache)?,
+        });
+    }
+    View::new(record.epoch, segments)
+}
+
 impl ExternalVolume {
+    /// The same volume as of a newer epoch, if its owner has archived one since; `None` if not. It shares with this
+    /// one what both have.
+    pub fn newer(&self) -> Result<Option<ExternalVolume>> {
+        // One listing, of what is there since.
+        let record = match newest_of(&*self.external, self.record.epoch)? {
+            Some(record) if record.epoch > self.record.epoch => record,
+            _ => return Ok(None),
+        };
+        refuse_stranger(&*self.external, &self.identity, &record)?;
+        let entries = self.record.segments.iter().cloned();
+        let open: Vec<_> = entries.zip(self.view.segments().iter().cloned()).collect();
+        let view = open_view(&self.external, &record, &self.cache, &open)?;
+        Ok(Some(ExternalVolume {
+            external: Arc::clone(&self.external),
+            cache: Arc::clone(&self.cache),
+            identity: self.identity.clone(),
+            record,
+            view,
+            fetch: Arc::clone(&self.fetch),
+        }))
+    }
+
     /// Who it is.
     pub fn identity(&self) -> &Identity {
         &self.identity
@@ -121,6 +165,18 @@ impl ExternalVolume {
     }
 }
 
+fn refuse_stranger(external: &dyn Volume, identity: &Identity, record: &EpochRecord) -> Result<()> {
+    if record.volume == identity.volume {
+        return Ok(());
+    }
+    let name = record_name(record)?;
+    Err(Error::corrupt(
+        format!("{external}/{name}"),
+        0,
+        "it is another volume's record",
+    ))
+}
+
 fn record_name(record: &EpochRecord) -> Result<String> {
     let session = SessionId::parse(&record.session)
         .ok_or_else(|| Error::corrupt("an epoch record", 0, "its session is not in the format"))?;
@@ -129,26 +185,32 @@ fn record_name(record: &EpochRecord) -> Result<String> {
 
 /// The newest record. Two of the same epoch are a fork: then a person must say which one is meant.
 fn newest_record(external: &dyn Volume) -> Result<EpochRecord> {
-    let mut newest: Vec<(Epoch, ObjectKey)> = Vec::new();
-    external.for_each(EPOCHS_PREFIX, |meta| -> Result<()> {
-        if let Some((epoch, _)) = EpochRecord::parse_name(meta.key.as_str()) {
-            newest.retain(|(known, _)| *known >= epoch);
-            if newest.first().is_none_or(|(known, _)| *known == epoch) {
-                newest.push((epoch, meta.key));
-            }
-        }
-        Ok(())
-    })?;
-    match &newest[..] {
-        [] => Err(Error::Refused(format!(
+    the_one(external, &newest_records(external, "")?)?.ok_or_else(|| {
+        Error::Refused(format!(
             "{external} holds no complete epoch yet: its owner has not archived one (tidefs wait --until archived)"
-        ))),
-        [(_, key)] => {
+        ))
+    })
+}
+
+/// The same where it is known to be of epoch `from` or later.
+fn newest_of(external: &dyn Volume, from: Epoch) -> Result<Option<EpochRecord>> {
+    let mut records = records_from(external, "", from)?;
+    let newest = records.iter().map(|record| record.epoch).max();
+    records.retain(|record| Some(record.epoch) == newest);
+    the_one(external, &records)
+}
+
+fn the_one(external: &dyn Volume, newest: &[RecordObject]) -> Result<Option<EpochRecord>> {
+    match newest {
+        [] => Ok(None),
+        [record] => {
+            let key = &record.meta.key;
             let bytes = external.get_whole(key, RECORD_LEN_MAX)?;
-            EpochRecord::parse(key.as_str(), &bytes)
+            EpochRecord::parse(key.as_str(), &bytes).map(Some)
         }
-        [(epoch, a), (_, b), ..] => Err(Error::Refused(format!(
-            "{external} has two records of epoch {epoch}: {a} and {b}. Two servers wrote to it; move one of them away"
+        [one, other, ..] => Err(Error::Refused(format!(
+            "{external} has two records of epoch {}: {} and {}. Two servers wrote to it; move one of them away",
+            one.epoch, one.meta.key, other.meta.key
         ))),
     }
 }

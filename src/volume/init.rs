@@ -1,15 +1,15 @@
-//! Making a backup path, and making an external volume ours.
+//! Making a backup path, and whose one is.
 
 use std::fs::{self, DirBuilder};
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::Path;
 
-use vfs::{Body, ObjectKey, Precondition, Volume, VolumeExt};
+use vfs::{ObjectKey, Volume, VolumeExt};
 
 use crate::chunk::ChunkerParams;
 use crate::clock::{Clock, random};
 use crate::error::{Error, Result};
-use crate::format::record::{EPOCHS_PREFIX, FORMAT, IDENTITY_NAME, Identity};
+use crate::format::record::{FORMAT, IDENTITY_NAME, Identity};
 use crate::types::Uuid;
 use crate::volume::settings::{Settings, rewrite, sync_dir};
 
@@ -88,7 +88,8 @@ pub fn init(root: &Path, settings: &Settings, clock: &dyn Clock) -> Result<Ident
     Ok(identity)
 }
 
-fn hostname() -> String {
+/// What this machine is called.
+pub fn hostname() -> String {
     nix::unistd::gethostname()
         .map(|name| name.to_string_lossy().into_owned())
         .unwrap_or_default()
@@ -117,56 +118,4 @@ pub fn external_identity(volume: &dyn Volume) -> Result<Option<Identity>> {
     }
     let bytes = volume.get_whole(&key, IDENTITY_LEN_MAX)?;
     Identity::parse(&format!("{volume}/{IDENTITY_NAME}"), &bytes).map(Some)
-}
-
-/// Makes the external volume ours, or recognises it as ours. Returns the UUID of the copy there.
-///
-/// Only an empty volume is taken: anything else belongs to somebody.
-pub fn attach(volume: &dyn Volume, ours: &Identity) -> Result<String> {
-    if let Some(there) = external_identity(volume)? {
-        return match there.store {
-            Some(store) if there.volume == ours.volume => Ok(store),
-            _ => Err(Error::Refused(format!(
-                "{volume} belongs to volume {} of {}, this backup path is volume {}: use another directory or prefix",
-                there.volume, there.owner, ours.volume
-            ))),
-        };
-    }
-    for prefix in ["items/", "accounts/", EPOCHS_PREFIX] {
-        if !volume
-            .list(prefix, None, std::num::NonZeroUsize::MIN)?
-            .objects
-            .is_empty()
-        {
-            return Err(Error::Refused(format!(
-                "{volume} has objects below {prefix} but no {IDENTITY_NAME}: it is damaged or somebody else's. \
-                 Use an empty directory or prefix"
-            )));
-        }
-    }
-    let store = Uuid(random()?).to_string();
-    let identity = Identity {
-        store: Some(store.clone()),
-        ..ours.clone()
-    };
-    let key = ObjectKey::new(IDENTITY_NAME)?;
-    match volume.put(
-        &key,
-        Body::Bytes(&identity.encode()),
-        Precondition::IfAbsent,
-    ) {
-        Ok(_) => Ok(store),
-        // Somebody else was quicker: look again at who.
-        Err(error) if error.is_already_exists() => match external_identity(volume)? {
-            Some(Identity {
-                store: Some(store),
-                volume: of,
-                ..
-            }) if of == ours.volume => Ok(store),
-            _ => Err(Error::Refused(format!(
-                "{volume} was taken by another server just now: use another directory"
-            ))),
-        },
-        Err(error) => Err(error.into()),
-    }
 }

@@ -1,28 +1,34 @@
 //! The engine's one door: a volume is opened, used as a tree, and closed.
 //!
 //! In reading order: `tree` (the interface), `engine` (what an open volume is), `open` (recovery),
-//! `live` and `view_tree` (the two trees), `snapshots` (both as one), `external` (without a backup path), `namespace`, `extents`, `files`, `dirty` (what operations do),
+//! `live` and `view_tree` (the two trees), `snapshots` (both as one), `external` and `follow` (without a backup path), `store` (how an external volume is opened), `place` (what it stands on), `choice` and `attach` (how one is chosen and becomes ours), `limits` (how much of its line is used), `namespace`, `extents`, `files`, `dirty` (what operations do),
 //! `commit`, `archive`, `indexer` (how it becomes durable). FUSE, the command line and sockets may not enter.
 
 pub mod account;
 pub mod archive;
+pub mod attach;
+pub mod choice;
 pub mod commit;
 pub mod dirty;
 pub mod engine;
 pub mod extents;
 pub mod external;
 pub mod files;
+pub mod follow;
 pub mod health;
 pub mod indexer;
 pub mod init;
+pub mod limits;
 pub mod live;
 pub mod lock;
 pub mod lost;
 pub mod namespace;
 pub mod open;
+pub mod place;
 pub mod settings;
 pub mod snapshots;
 pub mod space;
+pub mod store;
 mod sweep;
 pub mod tree;
 pub mod view_tree;

@@ -18,7 +18,6 @@ use crate::fetch::Fetch;
 use crate::fetch::external::ExternalPacks;
 use crate::format::frame::PackExtent;
 use crate::format::keys;
-use crate::format::record::Identity;
 use crate::format::segment::BlockCache;
 use crate::ingest::Ingest;
 use crate::journal::{self, JournalWriter, replay};
@@ -41,9 +40,10 @@ use crate::volume::files::Files;
 use crate::volume::health::Health;
 use crate::volume::indexer::{ArchiveTask, Indexer};
 use crate::volume::lock::PathLock;
-use crate::volume::settings::{Settings, Store};
+use crate::volume::settings::Settings;
+use crate::volume::store;
 use crate::volume::tree::Caller;
-use crate::volume::{init, lost, namespace, sweep};
+use crate::volume::{init, limits, lost, namespace, sweep};
 
 /// Memory for decoded segment blocks.
 const BLOCK_CACHE_BYTES: usize = 32 << 20;
@@ -235,6 +235,7 @@ impl Volume {
             index_note,
             took_ms: u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX),
         };
+        let limits = limits::handle(&settings);
         let volume = Arc::new(Volume {
             root: root.to_owned(),
             identity,
@@ -249,6 +250,8 @@ impl Volume {
             archive,
             ledger,
             uploader,
+            limits,
+            external: Mutex::default(),
             queue,
             threads: Mutex::new(vec![committer, archiver, refill]),
             stop_refill,
@@ -289,8 +292,8 @@ impl Volume {
         })
     }
 
-    /// Opens the external volume of the settings, for uploads and for reads of what is not here. An
-    /// external volume that is away is no reason not to open.
+    /// Uses the external volume of the settings, for uploads and for reads of what is not here. It is not
+    /// looked at: one that is away is no reason not to open, and one that hangs none to wait.
     pub fn connect_store(&self) {
         let settings = self.settings();
         let limits = CacheLimits::new(settings.cache_bytes, settings.evict_after_secs);
@@ -300,60 +303,29 @@ impl Volume {
             // Long before new data is refused.
             free_bytes_min: settings.reserve_bytes.saturating_mul(2),
         });
-        let store = settings.store;
-        let Store::Dir { path, store } = store else {
-            self.uploader.set_volume(None);
-            self.fetch.set_external(None);
-            return;
+        let (store, refusal) = match store::connect(&self.identity, &settings) {
+            Ok(store) => (store, None),
+            Err(error) => (None, Some(error.chain())),
         };
-        match open_store(&self.identity, &path, &store) {
-            Ok(external) => {
-                self.fetch
-                    .set_external(Some(Arc::new(ExternalPacks::new(Arc::clone(&external)))));
-                self.uploader.set_volume(Some(external));
-            }
-            Err(Error::Refused(reason)) => self.uploader.refuse(reason),
-            Err(error) => {
-                let (identity, fetch) = (self.identity.clone(), Arc::downgrade(&self.fetch));
-                let opener = move || {
-                    let external = open_store(&identity, &path, &store)?;
-                    if let Some(fetch) = fetch.upgrade() {
-                        fetch.set_external(Some(Arc::new(ExternalPacks::new(Arc::clone(
-                            &external,
-                        )))));
-                    }
-                    Ok(external)
-                };
-                self.uploader.retry(error.chain(), Box::new(opener));
-            }
+        let guarded = store
+            .as_ref()
+            .map(|store| limits::hold_back(store.guarded(), &self.limits));
+        let old = std::mem::replace(&mut *whole(&self.external), store);
+        self.fetch
+            .set_external(guarded.clone().map(ExternalPacks::guarded));
+        self.uploader.set_volume(guarded);
+        if let Some(reason) = refusal {
+            self.uploader.refuse(reason);
+        }
+        if let Some(old) = old {
+            old.stop();
         }
     }
-}
-
-/// Opens the external volume at `path`, if it is the copy `store` of this volume.
-pub fn open_store(identity: &Identity, path: &Path, store: &str) -> Result<Arc<dyn vfs::Volume>> {
-    let external: Arc<dyn vfs::Volume> = Arc::new(vfs::DirVolume::open(path)?);
-    let (volume, store) = (identity.volume.clone(), store.to_owned());
-    let key = vfs::ObjectKey::new(crate::format::record::IDENTITY_NAME)?;
-    let check = move |bytes: &[u8]| {
-        let there = Identity::parse("volume.json", bytes).map_err(|error| error.chain())?;
-        if there.volume == volume && there.store.as_deref() == Some(&store) {
-            Ok(())
-        } else {
-            let copy = there.store.unwrap_or_default();
-            Err(format!("it is volume {}, copy {copy}", there.volume))
-        }
-    };
-    external.bind(vfs::Sentinel::new(key, check))?;
-    Ok(external)
 }
 
 /// UUID of the external copy, zero for none.
 pub fn store_uuid(settings: &Settings) -> Uuid {
-    match &settings.store {
-        Store::Dir { store, .. } => Uuid::parse(store).unwrap_or(Uuid([0; 16])),
-        Store::Local => Uuid([0; 16]),
-    }
+    settings.store.copy_uuid()
 }
 
 fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> Result<std::thread::JoinHandle<()>> {

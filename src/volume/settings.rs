@@ -1,15 +1,23 @@
 //! What the operator chose for one backup path, in `settings.json`: rewritten whole, never in place.
 
+use std::fmt;
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use vfs::Spec;
 
 use crate::error::{Error, Result};
+use crate::types::Uuid;
+use crate::volume::limits::LimitSettings;
 
 /// Name of the settings in a backup path.
 pub const NAME: &str = "settings.json";
+
+/// For how long the external volume may be silent, where nobody chose: servers restart in less.
+pub const REMOTE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Where packs and archived metadata go.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, Default)]
@@ -25,6 +33,52 @@ pub enum Store {
         /// UUID of the copy there.
         store: String,
     },
+    /// A prefix of a bucket that this machine knows. Keys are not here: they are with the bucket.
+    S3 {
+        /// The bucket's id.
+        bucket: String,
+        /// Where in it, below the bucket's own prefix.
+        prefix: String,
+        /// UUID of the copy there.
+        store: String,
+    },
+}
+
+impl Store {
+    /// What names it to `vfs`; none without an external volume.
+    pub fn spec(&self) -> Option<Spec> {
+        match self {
+            Store::Local => None,
+            Store::Dir { path, .. } => Some(Spec::Dir(path.clone())),
+            Store::S3 { bucket, prefix, .. } => Some(Spec::S3Bucket {
+                bucket_id: bucket.clone(),
+                prefix: prefix.clone(),
+            }),
+        }
+    }
+
+    /// UUID of the copy there.
+    pub fn copy(&self) -> Option<&str> {
+        match self {
+            Store::Local => None,
+            Store::Dir { store, .. } | Store::S3 { store, .. } => Some(store),
+        }
+    }
+
+    /// The same as a number; zero for none.
+    pub fn copy_uuid(&self) -> Uuid {
+        self.copy().and_then(Uuid::parse).unwrap_or(Uuid([0; 16]))
+    }
+}
+
+/// `dir:/path`, `s3:BUCKET/prefix` or `local`.
+impl fmt::Display for Store {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.spec() {
+            Some(spec) => spec.fmt(f),
+            None => f.write_str("local"),
+        }
+    }
 }
 
 /// The settings. Times in seconds, sizes in bytes. An unknown name is refused: it may be a known one with a
@@ -46,6 +100,11 @@ pub struct Settings {
     pub evict_after_secs: u64,
     /// New data is refused when the backup path's file system has less than this free.
     pub reserve_bytes: u64,
+    /// How much of the line to the external volume is used.
+    pub limits: LimitSettings,
+    /// The external volume is down when it gave no sign of life for this long; until then reads of what is only there
+    /// wait for it.
+    pub remote_timeout_secs: u64,
 }
 
 impl Default for Settings {
@@ -58,6 +117,8 @@ impl Default for Settings {
             read_cache_bytes: 16 << 30,
             evict_after_secs: 24 * 3600,
             reserve_bytes: 256 << 20,
+            limits: LimitSettings::default(),
+            remote_timeout_secs: REMOTE_TIMEOUT.as_secs(),
         }
     }
 }
@@ -71,6 +132,11 @@ impl Settings {
             let object = path.display().to_string();
             Error::corrupt(object, 0, format!("not readable: {error}. Put it right, or write {{}} into it for the defaults and set the store again with: tidefs store set"))
         })
+    }
+
+    /// For how long the external volume may be silent.
+    pub fn remote_timeout(&self) -> Duration {
+        Duration::from_secs(self.remote_timeout_secs.max(1))
     }
 
     /// Rewrites them.

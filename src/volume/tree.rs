@@ -228,6 +228,19 @@ pub trait Tree: Send + Sync {
     /// Space and inode counts.
     fn space(&self) -> Result<Space>;
 
+    /// The number to show for the inode `ino` that a listing of `dir` gave; with `counted`, as one more
+    /// lookup of it. For trees that number their inodes by use; others need nothing.
+    fn listed(&self, dir: Ino, ino: Ino, counted: bool) -> Ino {
+        let _ = (dir, counted);
+        ino
+    }
+
+    /// The kernel was told of the inode once more: [`Tree::forget`] will count it. For trees that number their inodes by
+    /// use and count exactly.
+    fn hold(&self, ino: Ino) {
+        let _ = ino;
+    }
+
     /// The kernel forgot the inode: `count` of the lookups that named it are over. For trees that
     /// number their inodes by use; others need nothing.
     fn forget(&self, ino: Ino, count: u64) {

@@ -6,6 +6,7 @@
 
 use std::fmt;
 use std::io;
+use std::time::Duration;
 
 use nix::errno::Errno;
 
@@ -47,6 +48,10 @@ pub enum ErrorCase {
     NoSpace,
     /// A handle of a network file system went stale; the volume has opened its root again. Transient.
     Stale,
+    /// There was no answer in time: whoever asked goes on without one. Unreachable.
+    TimedOut,
+    /// The volume was not asked, because it did not answer before: the circuit is open. Unreachable.
+    CircuitOpen,
 }
 
 /// Why an operation on a volume failed.
@@ -57,6 +62,7 @@ pub struct Error {
     key: Box<str>,
     volume: Box<str>,
     message: Box<str>,
+    retry_after: Option<Duration>,
     source: Option<Box<dyn std::error::Error + Send + Sync>>,
 }
 
@@ -78,6 +84,7 @@ impl Error {
             key: key.into(),
             volume: volume.into(),
             message: message.into().into(),
+            retry_after: None,
             source: None,
         }
     }
@@ -97,9 +104,35 @@ impl Error {
         self
     }
 
+    /// The same from a server that said when to come back.
+    pub fn with_retry_after(mut self, pause: Duration) -> Error {
+        self.retry_after = Some(pause);
+        self
+    }
+
+    /// The same once more, for another who waited for the same thing: its causes become part of the text.
+    pub(crate) fn again(&self) -> Error {
+        let mut message = self.message.to_string();
+        let mut next = std::error::Error::source(self);
+        while let Some(cause) = next {
+            message.push_str(": ");
+            message.push_str(&cause.to_string());
+            next = cause.source();
+        }
+        Error::new(self.class, self.op, &self.volume, &self.key, message).with_case(self.case)
+    }
+
     /// The same for a look that was to tell which volume this is: whatever was in its way, it is not known.
     pub(crate) fn into_unreachable(mut self) -> Error {
         self.class = ErrorClass::Unreachable;
+        self
+    }
+
+    /// The same as the answer to what was asked at `at`, which led to it.
+    pub(crate) fn asked_at(mut self, at: At<'_>) -> Error {
+        self.op = at.op;
+        self.key = at.key.into();
+        self.volume = at.volume.into();
         self
     }
 
@@ -111,6 +144,11 @@ impl Error {
     /// The special case, if it is one.
     pub fn case(&self) -> ErrorCase {
         self.case
+    }
+
+    /// How long the volume asked to be left alone, if it did.
+    pub fn retry_after(&self) -> Option<Duration> {
+        self.retry_after
     }
 
     /// The operation, as a verb.
@@ -165,7 +203,19 @@ impl Error {
 
     /// The error and its causes on one line.
     pub fn chain(&self) -> String {
-        let mut text = self.to_string();
+        self.with_causes(self.to_string())
+    }
+
+    /// What happened and why, without what it was asked to do: for a text that names that itself.
+    pub(crate) fn reason(&self) -> String {
+        self.with_causes(self.message.to_string())
+    }
+
+    pub(crate) fn message(&self) -> &str {
+        &self.message
+    }
+
+    fn with_causes(&self, mut text: String) -> String {
         let mut next = std::error::Error::source(self);
         while let Some(cause) = next {
             text.push_str(": ");

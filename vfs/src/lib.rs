@@ -8,12 +8,15 @@
 //!
 //! - [`key`]: what an object may be called; [`error`]: what can go wrong, and what callers match on;
 //! - [`volume`]: the trait and the small types it speaks in; [`identity`]: how a volume is known to be the right one;
-//! - the kinds: [`memory`] (the reference), [`dir`] (any mounted directory, also as `local`);
-//! - [`layer`]: decorators that work over every kind: retry, and faults for tests;
+//! - the kinds: [`memory`] (the reference), [`dir`] (any mounted directory, also as `local`), [`isolate`] (a directory
+//!   whose system calls another process makes), [`s3`] (buckets);
+//! - [`layer`]: decorators that work over every kind: retry, a circuit breaker, limits of bandwidth and requests, and
+//!   faults for tests;
+//! - [`bridge`]: any volume as files and directories;
 //! - [`spec`]: from what the operator typed to an open volume; [`testkit`]: the contract as code.
 //!
-//! What a volume does *not* do: cache, compress, encrypt, checksum, count references, or give a deadline to a system
-//! call. A call on a hung mount hangs; isolation from that is the caller's.
+//! What a volume does *not* do: cache, compress, encrypt, checksum, or count references. A system call of [`dir`] on a
+//! hung mount hangs: whoever must not wait for that uses [`isolate`].
 
 #![warn(missing_docs)]
 #![cfg_attr(
@@ -25,12 +28,15 @@
     )
 )]
 
+pub mod bridge;
 pub mod dir;
 pub mod error;
 pub mod identity;
+pub mod isolate;
 pub mod key;
 pub mod layer;
 pub mod memory;
+pub mod s3;
 pub mod spec;
 pub mod testkit;
 pub mod volume;
@@ -38,11 +44,17 @@ pub mod volume;
 pub use dir::DirVolume;
 pub use error::{Error, ErrorCase, ErrorClass, Result};
 pub use identity::Sentinel;
+pub use isolate::IsolatedDir;
 pub use key::ObjectKey;
+pub use layer::breaker::{Breaker, BreakerPolicy, Circuit, Guarded};
 pub use layer::faulty::{Fault, FaultControls, Faulty, Op};
+pub use layer::limit::{LimitHandle, Limited};
 pub use layer::retry::{Retry, RetryPolicy, StopSignal};
+pub use layer::timetable::{LimitPlan, Limits, Timetable};
 pub use memory::MemoryVolume;
-pub use spec::{Spec, open};
+pub use s3::{S3Config, Secret};
+pub use spec::{Resolver, Spec, open, open_bound, open_with};
 pub use volume::{
-    Body, Capabilities, Meta, MountKind, Page, Precondition, Space, Volume, VolumeExt,
+    Body, BucketProfile, Capabilities, Meta, MountKind, Page, Precondition, Space, Volume,
+    VolumeExt,
 };

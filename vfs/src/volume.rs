@@ -160,7 +160,34 @@ impl<'a> From<&'a [u8]> for Body<'a> {
 }
 
 /// Bytes of a file body in memory at once.
-const CHUNK_LEN: usize = 1 << 20;
+pub(crate) const CHUNK_LEN: usize = 1 << 20;
+
+/// What a put sends: a [`Body`], or bytes that arrive while they are written and come only once.
+pub(crate) trait Outgoing {
+    /// How many bytes.
+    fn len(&self) -> u64;
+
+    /// Hands all bytes, in order, to `sink`; `place` names the put in an error.
+    fn send(
+        &self,
+        place: (&'static str, &str, &ObjectKey),
+        sink: &mut dyn FnMut(&[u8]) -> Result<()>,
+    ) -> Result<()>;
+}
+
+impl Outgoing for Body<'_> {
+    fn len(&self) -> u64 {
+        Body::len(self)
+    }
+
+    fn send(
+        &self,
+        place: (&'static str, &str, &ObjectKey),
+        sink: &mut dyn FnMut(&[u8]) -> Result<()>,
+    ) -> Result<()> {
+        self.for_each_chunk(place, sink)
+    }
+}
 
 impl Body<'_> {
     /// How many bytes.
@@ -266,6 +293,8 @@ pub enum MountKind {
     Fuse,
     /// Some other network or cluster file system.
     Network,
+    /// A bucket of an object store.
+    ObjectStore,
 }
 
 /// What a volume can do, as tried out by [`Volume::probe`].
@@ -295,8 +324,36 @@ pub struct Capabilities {
     pub put_latency: Duration,
     /// How long it took to read it back.
     pub get_latency: Duration,
+    /// What only a bucket has to say.
+    pub bucket: Option<BucketProfile>,
     /// What the operator should know, in whole sentences.
     pub warnings: Vec<String>,
+}
+
+/// What a bucket and its server can do, as tried out by [`Volume::probe`]. Whether they keep `If-None-Match` is
+/// [`Capabilities::exclusive_create`].
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct BucketProfile {
+    /// Where the server is.
+    pub endpoint: String,
+    /// What requests are signed for.
+    pub region: String,
+    /// The bucket's name stands in the path, not in the host's name.
+    pub path_style: bool,
+    /// What the server calls itself, if it does.
+    pub server: String,
+    /// The ETag of an object is the MD5 of its bytes: what was stored can be compared without reading it.
+    pub etag_is_md5: bool,
+    /// Bytes that do not have the MD5 that was announced for them are refused.
+    pub checks_content: bool,
+    /// Objects can be sent in parts.
+    pub multipart: bool,
+    /// Several objects can be deleted with one request.
+    pub batch_delete: bool,
+    /// The bucket keeps what is deleted or replaced, and bills for it. None if it would not say.
+    pub versioning: Option<bool>,
+    /// How far the server's clock is ahead of this machine's, in seconds; negative if it is behind.
+    pub clock_skew_secs: Option<i64>,
 }
 
 /// Refuses a range that runs backwards or beyond the object; its length otherwise. Called before anything is allocated.

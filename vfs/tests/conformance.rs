@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+use std::num::NonZeroU64;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -9,8 +10,8 @@ use std::time::Duration;
 use tempfile::TempDir;
 use vfs::testkit::conformance;
 use vfs::{
-    DirVolume, FaultControls, Faulty, MemoryVolume, Retry, RetryPolicy, StopSignal, Volume,
-    VolumeExt,
+    Breaker, BreakerPolicy, DirVolume, FaultControls, Faulty, MemoryVolume, Retry, RetryPolicy,
+    StopSignal, Volume, VolumeExt,
 };
 
 /// Makes volumes in directories that live as long as this.
@@ -84,6 +85,31 @@ fn a_retrying_directory_keeps_the_contract() {
             RetryPolicy::default(),
             StopSignal::new(),
         ))
+    });
+}
+
+#[test]
+fn a_limited_directory_keeps_the_contract() {
+    let directories = Directories::default();
+    conformance(&|| {
+        let limits = vfs::LimitHandle::new(vfs::LimitPlan {
+            base: vfs::Limits {
+                upload: NonZeroU64::new(1 << 30),
+                download: NonZeroU64::new(1 << 30),
+                requests: NonZeroU64::new(1 << 20),
+            },
+            timetable: vfs::Timetable::default(),
+        });
+        Arc::new(vfs::Limited::new(directories.make(disk()), limits))
+    });
+}
+
+#[test]
+fn a_directory_behind_a_breaker_keeps_the_contract() {
+    let directories = Directories::default();
+    conformance(&|| {
+        let inner = directories.make(disk());
+        Arc::new(Breaker::start(inner, BreakerPolicy::default(), StopSignal::new()).unwrap())
     });
 }
 

@@ -23,7 +23,8 @@ use crate::volume::commit::decode_epoch;
 use crate::volume::external::RECORD_LEN_MAX;
 use crate::volume::init::{external_identity, read_identity};
 use crate::volume::lost::trace_of_lost_record;
-use crate::volume::settings::{Settings, Store, rewrite, sync_dir};
+use crate::volume::settings::{Settings, rewrite, sync_dir};
+use crate::volume::store::open_spec;
 
 /// Memory for decoded blocks of segments that are looked at once.
 const BLOCK_CACHE_BYTES: usize = 8 << 20;
@@ -39,12 +40,12 @@ pub(super) fn identity(root: &Path, settings: &Settings, done: &mut Done) -> Res
         Ok(identity) => return Ok(identity),
         Err(failure) => failure,
     };
-    let Store::Dir { path, store } = &settings.store else {
+    let (Some(spec), Some(copy)) = (settings.store.spec(), settings.store.copy()) else {
         return Err(failure);
     };
-    let external = vfs::DirVolume::open(path)?;
-    match external_identity(&external)? {
-        Some(there) if there.store.as_ref() == Some(store) => {
+    let external = open_spec(&spec, settings.remote_timeout())?;
+    match external_identity(&*external.volume)? {
+        Some(there) if there.store.as_deref() == Some(copy) => {
             let here = root.join(IDENTITY_NAME);
             let identity = Identity {
                 store: None,

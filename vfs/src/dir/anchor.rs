@@ -90,6 +90,11 @@ impl Anchor {
         }
     }
 
+    /// Device and inode of the root.
+    pub(super) fn place(&self) -> (u64, u64) {
+        self.place
+    }
+
     pub(super) fn root(&self) -> &OwnedFd {
         &self.root
     }

@@ -9,11 +9,12 @@
 //! - `anchor`: the root and how names below it are opened;
 //! - `write`: temporary name, write, fsync, rename, fsync of the directory, size check;
 //! - `walk`: listings and the sweep of leftovers;
-//! - `probe`, `mountinfo`: what is mounted here, and what it can do.
+//! - `assess`, `mountinfo`: what is mounted here, and whether it will do; `probe`: what it can do, by trying.
 //!
 //! Locks: `state` only, and never across a system call.
 
 mod anchor;
+mod assess;
 mod mountinfo;
 mod probe;
 mod walk;
@@ -38,9 +39,13 @@ use nix::sys::stat::{FileStat, Mode, SFlag, fstat};
 use crate::error::{At, ErrorCase, ErrorClass, Result};
 use crate::identity::Sentinel;
 use crate::key::ObjectKey;
-use crate::volume::{Body, Capabilities, Meta, Page, Precondition, Space, Volume, checked_len};
+use crate::volume::{
+    Body, Capabilities, Meta, Outgoing, Page, Precondition, Space, Volume, checked_len,
+};
 
 use anchor::Anchor;
+
+pub use assess::{Assessment, FSTAB, Refusal, RefusalCause, assess};
 
 /// A volume in a directory that exists.
 #[derive(Debug)]
@@ -129,6 +134,34 @@ impl DirVolume {
         })
     }
 
+    /// One of several values that write to the same place in the name of one: their temporary names begin alike, so
+    /// that no sweep of one takes what another is writing. `first` keeps them apart.
+    pub(crate) fn sharing_temporary_names(mut self, tag: u64, first: u64) -> DirVolume {
+        self.temporary = TemporaryNames {
+            prefix: format!("{TEMPORARY_PREFIX}{tag:016x}-"),
+            next: AtomicU64::new(first),
+        };
+        self
+    }
+
+    /// Device and inode of the root that is used now.
+    pub(crate) fn place(&self) -> (u64, u64) {
+        self.state().anchor.place()
+    }
+
+    /// A put of bytes that come only once.
+    pub(crate) fn put_once(
+        &self,
+        key: &ObjectKey,
+        body: &dyn Outgoing,
+        precondition: Precondition,
+    ) -> Result<Meta> {
+        let at = self.at("put", key.as_str());
+        self.run(at, |anchor| {
+            write::put(anchor, at, key, body, precondition, &self.temporary)
+        })
+    }
+
     fn at<'a>(&'a self, op: &'static str, key: &'a str) -> At<'a> {
         At {
             volume: &self.name,
@@ -201,10 +234,7 @@ impl fmt::Display for DirVolume {
 
 impl Volume for DirVolume {
     fn put(&self, key: &ObjectKey, body: Body<'_>, precondition: Precondition) -> Result<Meta> {
-        let at = self.at("put", key.as_str());
-        self.run(at, |anchor| {
-            write::put(anchor, at, key, body, precondition, &self.temporary)
-        })
+        self.put_once(key, &body, precondition)
     }
 
     fn get(&self, key: &ObjectKey, range: Range<u64>) -> Result<Bytes> {

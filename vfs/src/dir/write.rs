@@ -15,7 +15,7 @@ use nix::unistd::{UnlinkatFlags, close, linkat, unlinkat};
 
 use crate::error::{At, ErrorClass, Result};
 use crate::key::ObjectKey;
-use crate::volume::{Body, Meta, Precondition};
+use crate::volume::{Meta, Outgoing, Precondition};
 
 use super::anchor::{Anchor, beneath, sync_directory};
 use super::{TemporaryNames, meta_of};
@@ -27,7 +27,7 @@ pub(super) fn put(
     anchor: &Anchor,
     at: At<'_>,
     key: &ObjectKey,
-    body: Body<'_>,
+    body: &dyn Outgoing,
     precondition: Precondition,
     names: &TemporaryNames,
 ) -> Result<Meta> {
@@ -93,11 +93,11 @@ impl<'d> Temporary<'d> {
         }
     }
 
-    fn fill(&mut self, at: At<'_>, key: &ObjectKey, body: Body<'_>) -> Result<()> {
+    fn fill(&mut self, at: At<'_>, key: &ObjectKey, body: &dyn Outgoing) -> Result<()> {
         let Some(file) = &mut self.file else {
             return Ok(());
         };
-        body.for_each_chunk((at.op, at.volume, key), |chunk| {
+        body.send((at.op, at.volume, key), &mut |chunk| {
             file.write_all(chunk).map_err(|error| at.io(error))
         })
     }

@@ -2,5 +2,9 @@
 //!
 //! A forwarding implementation spells out every method, so that one added to the trait cannot slip past a layer.
 
+mod backoff;
+pub mod breaker;
 pub mod faulty;
+pub mod limit;
 pub mod retry;
+pub mod timetable;

@@ -6,7 +6,6 @@
 use std::fmt;
 use std::num::NonZeroUsize;
 use std::ops::Range;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -16,6 +15,7 @@ use tracing::debug;
 use crate::error::Result;
 use crate::identity::Sentinel;
 use crate::key::ObjectKey;
+use crate::layer::backoff::Backoff;
 use crate::volume::{Body, Capabilities, Meta, Page, Precondition, Space, Volume};
 
 /// How often and how patiently.
@@ -27,6 +27,8 @@ pub struct RetryPolicy {
     pub delay_first: Duration,
     /// Longest pause.
     pub delay_max: Duration,
+    /// Longest pause that a volume may ask for; one that wants more is left to the queue at once.
+    pub retry_after_max: Duration,
     /// Scatters the pauses, so that a server that comes back is not met by everyone at once. Fixed in tests.
     pub jitter_seed: u64,
 }
@@ -38,6 +40,7 @@ impl Default for RetryPolicy {
             attempts_max: 5,
             delay_first: Duration::from_millis(200),
             delay_max: Duration::from_secs(5),
+            retry_after_max: Duration::from_secs(30),
             jitter_seed: u64::from(std::process::id()),
         }
     }
@@ -45,7 +48,19 @@ impl Default for RetryPolicy {
 
 /// Ends pauses early, for all who share it: raised once, when the process is asked to stop.
 #[derive(Clone, Debug, Default)]
-pub struct StopSignal(Arc<(Mutex<bool>, Condvar)>);
+pub struct StopSignal(Arc<(Mutex<Stop>, Condvar)>);
+
+#[derive(Default)]
+struct Stop {
+    raised: bool,
+    then: Vec<Box<dyn FnOnce() + Send>>,
+}
+
+impl fmt::Debug for Stop {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.raised)
+    }
+}
 
 impl StopSignal {
     /// A signal that is not raised.
@@ -55,19 +70,43 @@ impl StopSignal {
 
     /// Raises it, for good.
     pub fn stop(&self) {
-        let (stopped, changed) = &*self.0;
-        *stopped.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        let (stop, changed) = &*self.0;
+        let then = {
+            let mut stop = stop.lock().unwrap_or_else(PoisonError::into_inner);
+            stop.raised = true;
+            std::mem::take(&mut stop.then)
+        };
         changed.notify_all();
+        for then in then {
+            then();
+        }
+    }
+
+    /// Calls `then` when it is raised, from the thread that raises it; at once if it is.
+    pub fn on_stop(&self, then: impl FnOnce() + Send + 'static) {
+        let mut stop = self.0.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if stop.raised {
+            drop(stop);
+            then();
+        } else {
+            stop.then.push(Box::new(then));
+        }
+    }
+
+    /// Whether it is raised.
+    pub fn is_raised(&self) -> bool {
+        let stop = self.0.0.lock().unwrap_or_else(PoisonError::into_inner);
+        stop.raised
     }
 
     /// Waits for `delay` or the signal; says whether it is raised.
     pub fn wait(&self, delay: Duration) -> bool {
-        let (stopped, changed) = &*self.0;
-        let guard = stopped.lock().unwrap_or_else(PoisonError::into_inner);
+        let (stop, changed) = &*self.0;
+        let guard = stop.lock().unwrap_or_else(PoisonError::into_inner);
         let (guard, _) = changed
-            .wait_timeout_while(guard, delay, |stopped| !*stopped)
+            .wait_timeout_while(guard, delay, |stop| !stop.raised)
             .unwrap_or_else(PoisonError::into_inner);
-        *guard
+        guard.raised
     }
 }
 
@@ -77,7 +116,7 @@ pub struct Retry {
     inner: Arc<dyn Volume>,
     policy: RetryPolicy,
     stop: StopSignal,
-    jitter: AtomicU64,
+    backoff: Backoff,
 }
 
 /// Bytes compared at once when a put has to find out whether it had succeeded.
@@ -90,7 +129,7 @@ impl Retry {
             inner,
             policy,
             stop,
-            jitter: AtomicU64::new(policy.jitter_seed),
+            backoff: Backoff::new(policy.delay_first, policy.delay_max, policy.jitter_seed),
         }
     }
 
@@ -101,33 +140,17 @@ impl Retry {
                 Ok(value) => return Ok(value),
                 Err(error) => error,
             };
+            let asked_for = error.retry_after().unwrap_or_default();
             if !error.is_transient()
                 || number >= self.policy.attempts_max
-                || self.stop.wait(self.delay(number))
+                || asked_for > self.policy.retry_after_max
+                || self.stop.wait(self.backoff.pause(number).max(asked_for))
             {
                 return Err(error);
             }
             debug!(attempt = number, error = %error.chain(), "asking the volume again");
             number += 1;
         }
-    }
-
-    /// The pause behind attempt `number`: between half and the whole of the doubled one.
-    fn delay(&self, number: u32) -> Duration {
-        let doubled = 1u32.checked_shl(number - 1).unwrap_or(u32::MAX);
-        let whole = self
-            .policy
-            .delay_first
-            .saturating_mul(doubled)
-            .min(self.policy.delay_max);
-        // SplitMix64: any sequence without a pattern will do.
-        let mut random = self
-            .jitter
-            .fetch_add(0x9E37_79B9_7F4A_7C15, Ordering::Relaxed);
-        random = (random ^ (random >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        random = (random ^ (random >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        let thousandths = u32::try_from(random % 500).unwrap_or(0);
-        whole * (500 + thousandths) / 1000
     }
 
     /// Whether the object at `key` is `body`, byte for byte.
@@ -228,6 +251,7 @@ mod tests {
             delay_first: delay,
             delay_max: delay,
             jitter_seed: 1,
+            ..RetryPolicy::default()
         };
         let stop = StopSignal::new();
         (Retry::new(faulty, policy, stop.clone()), controls, stop)
@@ -303,29 +327,5 @@ mod tests {
         controls.inject(Op::VerifyIdentity, 1, Fault::Fail(ErrorClass::Transient));
         assert!(volume.verify_identity().is_err());
         assert_eq!(controls.calls(Op::VerifyIdentity), 1);
-    }
-
-    #[test]
-    fn pauses_grow_to_their_limit_and_no_further() {
-        let policy = RetryPolicy {
-            attempts_max: 100,
-            delay_first: Duration::from_millis(100),
-            delay_max: Duration::from_secs(1),
-            jitter_seed: 7,
-        };
-        let volume = Retry::new(Arc::new(MemoryVolume::new()), policy, StopSignal::new());
-        for number in 1..80 {
-            let delay = volume.delay(number);
-            let whole = if number > 4 {
-                1000
-            } else {
-                100 << (number - 1)
-            };
-            assert!(
-                delay >= Duration::from_millis(whole / 2),
-                "{number}: {delay:?}"
-            );
-            assert!(delay <= Duration::from_millis(whole), "{number}: {delay:?}");
-        }
     }
 }
