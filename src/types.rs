@@ -139,6 +139,18 @@ impl PackId {
         PackId(id)
     }
 
+    /// The pack that the same session began after this one, if it did.
+    pub fn successor(self) -> PackId {
+        let count = self
+            .0
+            .last_chunk()
+            .map_or(0, |count| u64::from_be_bytes(*count));
+        let count = count.wrapping_add(1);
+        let mut id = self.0;
+        id[8..].copy_from_slice(&count.to_be_bytes());
+        PackId(id)
+    }
+
     /// Parses 32 lower-case hex digits.
     pub fn parse(text: &str) -> Option<PackId> {
         parse_hex(text).map(PackId)
@@ -276,6 +288,7 @@ mod tests {
             "items/02/abababababababab0000000000000102.pack"
         );
         assert_eq!(PackId::parse(&id.to_string()), Some(id));
+        assert_eq!(id.successor(), PackId::new(SessionId([0xab; 8]), 259));
         assert_eq!(PackId::parse(&id.to_string().to_uppercase()), None);
         assert_eq!(PackId::parse("ab"), None);
     }

@@ -30,6 +30,7 @@ struct Shown {
     circuit: Option<Circuit>,
     free_bytes: u64,
     cache_bytes: u64,
+    read_cache_bytes: u64,
     losses: Vec<String>,
     recovery: Recovery,
     failure: Option<String>,
@@ -194,8 +195,9 @@ impl Shown {
         let packs = &self.packs;
         let mut all = format!("{}, {}", count(packs.count, "pack"), size(packs.bytes));
         if self.cache_bytes < packs.bytes {
+            let here = self.cache_bytes + self.read_cache_bytes;
             // Writing to a string does not fail.
-            let _ = write!(all, ", {} of it here", size(self.cache_bytes));
+            let _ = write!(all, ", {} of it here", size(here));
         }
         if packs.unsent_count == 0 || self.store == Store::Local {
             return all;
@@ -263,7 +265,7 @@ mod tests {
             "epoch_local": 7, "epoch_archived": epoch_archived, "recovery_point_secs": point,
             "packs": { "count": 3, "bytes": 4096, "unsent_count": 1, "unsent_bytes": unsent },
             "store": store, "upload": upload, "direct_io": true, "free_bytes": 1 << 30,
-            "cache_bytes": 4096, "losses": [],
+            "cache_bytes": 4096, "read_cache_bytes": 0, "losses": [],
             "recovery": { "frames": 0, "packs_sealed": 0, "index_note": null, "took_ms": 1 },
             "failure": null,
         });

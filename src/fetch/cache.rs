@@ -43,6 +43,12 @@ impl BlobCache {
         Some(bytes.clone())
     }
 
+    /// Whether the blob is here; that is no use of it.
+    pub fn contains(&self, blob: &BlobHash) -> bool {
+        let inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        inner.blobs.contains_key(blob)
+    }
+
     /// Keeps a blob.
     pub fn put(&self, blob: BlobHash, bytes: Bytes) {
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);

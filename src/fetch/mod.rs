@@ -1,14 +1,24 @@
 //! Bytes out: the blobs of a read, from memory, a local pack, or the external volume.
 //!
 //! A read whose bytes are at hand is answered on the caller's thread. One that needs the external
-//! volume is answered by a fetch thread, so that no FUSE thread waits for a network (invariant 5).
+//! volume is answered by a fetch thread, so that no FUSE thread waits for a network (invariant 5). What reads
+//! that follow each other will need is fetched by threads of its own, several ranges at once.
+//!
+//! - `reader`: where a blob comes from, and where it stays; `streams`: which reads follow each other;
+//! - `flights`: what is on its way; `maps`: where records begin; `external`: ranges of packs far away;
+//! - `cache`: blobs in memory.
 
 pub mod cache;
 pub mod external;
+mod flights;
+mod maps;
+mod reader;
+mod streams;
 mod waiting;
 
 use std::ops::Range;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 
 use bytes::{Bytes, BytesMut};
@@ -17,10 +27,9 @@ use nix::errno::Errno;
 use vfs::Circuit;
 
 use crate::error::{Error, Result};
-use crate::fetch::cache::BlobCache;
 use crate::fetch::external::ExternalPacks;
+use crate::fetch::reader::{Ahead, Reader};
 use crate::format::inode::Extent;
-use crate::pack::read::RecordRead;
 use crate::pack::store::PackStore;
 use crate::types::{BlobHash, BlobLocation};
 
@@ -30,6 +39,11 @@ pub use waiting::WAITING_MAX;
 
 /// Threads that wait for the external volume.
 const FETCH_THREADS: usize = 4;
+/// Threads that fetch before somebody waits: so many ranges are on their way at the same time. One less than a directory
+/// volume has workers, so that a read that somebody waits for need not queue behind them.
+const AHEAD_THREADS: usize = 3;
+/// Ranges that may wait for them, of at most two windows; more are asked for again by the reads that need them.
+const AHEAD_LEN_MAX: usize = 32;
 
 /// Bytes newer than any extent.
 #[derive(Clone, Debug)]
@@ -64,46 +78,51 @@ struct Job {
 /// Where a tree's blobs come from.
 #[derive(Debug)]
 pub struct Fetch {
-    shared: Arc<Shared>,
+    reader: Arc<Reader>,
+    waiting: Arc<Waiting>,
     jobs: Option<Sender<Job>>,
+    ahead: Sender<Ahead>,
+    /// No more read-ahead: what waits for it is let go of.
+    stop: Arc<AtomicBool>,
     threads: Vec<JoinHandle<()>>,
-}
-
-#[derive(Debug)]
-struct Shared {
-    cache: BlobCache,
-    local: Option<Arc<PackStore>>,
-    external: Mutex<Option<Arc<ExternalPacks>>>,
-    waiting: Waiting,
 }
 
 impl Fetch {
     /// Starts the fetch threads. `local` is absent when there is no backup path.
     pub fn start(cache_len_max: usize, local: Option<Arc<PackStore>>) -> Result<Fetch> {
-        let shared = Arc::new(Shared {
-            cache: BlobCache::new(cache_len_max),
-            local,
-            external: Mutex::new(None),
-            waiting: Waiting::default(),
-        });
+        let reader = Arc::new(Reader::new(cache_len_max, local));
+        let stop = Arc::new(AtomicBool::new(false));
+        let waiting = Arc::new(Waiting::default());
         // Those that were answered meanwhile are still in it: twice as many as may wait.
         let (jobs, queue) = bounded(2 * usize::from(WAITING_MAX));
+        let (ahead, ahead_queue) = bounded(AHEAD_LEN_MAX);
         let mut threads = Vec::new();
         for n in 0..FETCH_THREADS {
-            let (queue, shared): (Receiver<Job>, _) = (queue.clone(), Arc::clone(&shared));
-            let thread = std::thread::Builder::new()
-                .name(format!("fetch-{n}"))
-                .spawn(move || {
-                    for job in queue {
-                        shared.work_on(&job);
+            let (queue, ahead): (Receiver<Job>, _) = (queue.clone(), ahead.clone());
+            let (reader, waiting) = (Arc::clone(&reader), Arc::clone(&waiting));
+            threads.push(spawn(format!("fetch-{n}"), move || {
+                for job in queue {
+                    work_on(&job, &reader, &waiting, &ahead);
+                }
+            })?);
+        }
+        for n in 0..AHEAD_THREADS {
+            let (queue, reader, stop): (Receiver<Ahead>, _, _) =
+                (ahead_queue.clone(), Arc::clone(&reader), Arc::clone(&stop));
+            threads.push(spawn(format!("ahead-{n}"), move || {
+                for ahead in queue {
+                    if !stop.load(Ordering::Relaxed) {
+                        reader.fetch_ahead(ahead);
                     }
-                })
-                .map_err(Error::io("start", "a fetch thread"))?;
-            threads.push(thread);
+                }
+            })?);
         }
         Ok(Fetch {
-            shared,
+            reader,
+            waiting,
             jobs: Some(jobs),
+            ahead,
+            stop,
             threads,
         })
     }
@@ -112,23 +131,19 @@ impl Fetch {
     pub fn set_external(&self, external: Option<ExternalPacks>) {
         let external = external.map(Arc::new);
         if let Some(breaker) = external.as_ref().and_then(|external| external.breaker()) {
-            let (shared, known) = (Arc::downgrade(&self.shared), Arc::downgrade(breaker));
+            let (waiting, known) = (Arc::downgrade(&self.waiting), Arc::downgrade(breaker));
             breaker.on_change(move || {
-                if let (Some(shared), Some(breaker)) = (shared.upgrade(), known.upgrade()) {
-                    shared.waiting.hear(&breaker);
+                if let (Some(waiting), Some(breaker)) = (waiting.upgrade(), known.upgrade()) {
+                    waiting.hear(&breaker);
                 }
             });
         }
-        *self
-            .shared
-            .external
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner) = external;
+        self.reader.set_external(external);
     }
 
     /// Reads what `plan` says.
     pub fn read(&self, plan: ReadPlan, answer: OnRead) {
-        match self.shared.read_here(&plan) {
+        match self.reader.read_here(&plan, &self.ahead) {
             Ok(Some(bytes)) => answer(Ok(bytes)),
             Ok(None) => self.enqueue(plan, answer),
             Err(error) => answer(Err(error)),
@@ -137,39 +152,40 @@ impl Fetch {
 
     /// One blob, wherever it is; waits.
     pub fn blob(&self, blob: BlobHash, location: &BlobLocation) -> Result<Bytes> {
-        self.shared.blob(blob, location)
+        self.reader.blob(blob, location)
     }
 
     fn enqueue(&self, plan: ReadPlan, answer: OnRead) {
-        let external = self.shared.external();
+        let external = self.reader.external();
         let breaker = external.as_ref().and_then(|external| external.breaker());
-        let refused = match (self.shared.waiting.enter(answer), &self.jobs) {
+        let refused = match (self.waiting.enter(answer), &self.jobs) {
             (Err(answer), _) => Some(answer),
             (Ok(ticket), Some(jobs)) => match jobs.try_send(Job { plan, ticket }) {
                 Ok(()) => None,
-                Err(_) => self.shared.waiting.leave(ticket),
+                Err(_) => self.waiting.leave(ticket),
             },
-            (Ok(ticket), None) => self.shared.waiting.leave(ticket),
+            (Ok(ticket), None) => self.waiting.leave(ticket),
         };
         if let Some(answer) = refused {
             let volume = breaker.map_or_else(String::new, ToString::to_string);
-            self.shared
-                .waiting
-                .tell(&volume, "too many of them wait already");
+            self.waiting.tell(&volume, "too many of them wait already");
             answer(Err(Errno::EIO.into()));
         }
         // It may have gone down before this one was among those that wait.
         if let Some(breaker) = breaker.filter(|breaker| breaker.circuit().is_down()) {
-            self.shared.waiting.hear(breaker);
+            self.waiting.hear(breaker);
         }
     }
 }
 
 impl Drop for Fetch {
     fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
         self.jobs = None;
+        // The last sender goes with the fetch threads.
+        self.ahead = bounded(0).0;
         // A thread that waits for a volume that hangs would keep us for as long.
-        if let Some(breaker) = self.shared.external().as_ref().and_then(|it| it.breaker()) {
+        if let Some(breaker) = self.reader.external().as_ref().and_then(|it| it.breaker()) {
             breaker.stop();
         }
         for thread in self.threads.drain(..) {
@@ -179,91 +195,33 @@ impl Drop for Fetch {
     }
 }
 
-impl Shared {
-    fn work_on(&self, job: &Job) {
-        if !self.waiting.still_waits(job.ticket) {
-            return;
-        }
-        let outcome = self.read(&job.plan);
-        let Some(answer) = self.waiting.leave(job.ticket) else {
-            return;
-        };
-        let external = self.external();
+fn spawn(name: String, body: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>> {
+    std::thread::Builder::new()
+        .name(name)
+        .spawn(body)
+        .map_err(Error::io("start", "a fetch thread"))
+}
+
+fn work_on(job: &Job, reader: &Reader, waiting: &Waiting, ahead: &Sender<Ahead>) {
+    if !waiting.still_waits(job.ticket) {
+        return;
+    }
+    let (outcome, arrived) = reader.read(&job.plan, ahead);
+    // The reader is not to wait for the local disk; what came is kept even if it no longer waits.
+    if let Some(answer) = waiting.leave(job.ticket) {
+        let external = reader.external();
         let circuit = external.as_ref().and_then(|external| external.breaker());
         match (circuit.map(|breaker| breaker.circuit()), &outcome) {
             // Said once for all of them.
             (Some(Circuit::Down { reason, .. }), Err(Error::External(error))) => {
-                self.waiting.tell(error.volume(), &reason);
+                waiting.tell(error.volume(), &reason);
                 answer(Err(Errno::EIO.into()));
             }
             _ => answer(outcome),
         }
     }
-
-    /// The blob, if no external volume is needed for it.
-    fn blob_here(&self, blob: BlobHash, location: &BlobLocation) -> Result<Option<Bytes>> {
-        if let Some(bytes) = self.cache.get(&blob) {
-            return Ok(Some(bytes));
-        }
-        let Some(local) = &self.local else {
-            return Ok(None);
-        };
-        match local.read(blob, location) {
-            Ok(RecordRead::Plain(bytes)) => {
-                self.cache.put(blob, bytes.clone());
-                Ok(Some(bytes))
-            }
-            Ok(RecordRead::Absent) => Ok(None),
-            // The copy here is damaged: the one on the external volume may not be.
-            Err(error @ Error::Corrupt { .. }) if self.external().is_some() => {
-                tracing::error!(error = %error.chain(), "a local pack is damaged, reading the external copy");
-                Ok(None)
-            }
-            Err(error) => Err(error),
-        }
-    }
-
-    fn external(&self) -> Option<Arc<ExternalPacks>> {
-        self.external
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
-    }
-
-    fn blob(&self, blob: BlobHash, location: &BlobLocation) -> Result<Bytes> {
-        if let Some(bytes) = self.blob_here(blob, location)? {
-            return Ok(bytes);
-        }
-        let external = self.external().ok_or_else(|| {
-            let object = location.pack.object_name();
-            Error::corrupt(
-                object,
-                u64::from(location.offset),
-                format!("blob {blob} is not in the local pack, and no external volume is set"),
-            )
-        })?;
-        let bytes = external.blob(blob, location, &self.cache)?;
-        self.cache.put(blob, bytes.clone());
-        Ok(bytes)
-    }
-
-    fn read_here(&self, plan: &ReadPlan) -> Result<Option<Bytes>> {
-        let mut parts = Vec::with_capacity(plan.extents.len());
-        for extent in &plan.extents {
-            match self.blob_here(extent.blob, &extent.location)? {
-                Some(bytes) => parts.push(part_of(extent, bytes)?),
-                None => return Ok(None),
-            }
-        }
-        Ok(Some(assemble(plan, parts)))
-    }
-
-    fn read(&self, plan: &ReadPlan) -> Result<Bytes> {
-        let parts = plan
-            .extents
-            .iter()
-            .map(|extent| part_of(extent, self.blob(extent.blob, &extent.location)?));
-        Ok(assemble(plan, parts.collect::<Result<_>>()?))
+    for arrived in arrived {
+        reader.keep(arrived);
     }
 }
 
@@ -318,3 +276,6 @@ fn overlap(plan: &ReadPlan, start: u64, len: usize) -> Option<(Range<usize>, Ran
         at(from, start)?..at(to, start)?,
     ))
 }
+
+#[cfg(test)]
+mod tests;

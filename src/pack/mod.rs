@@ -1,4 +1,4 @@
-//! Pack files: written once, read by record, sealed, verified, punched.
+//! Pack files: written once, read by record, sealed, verified, punched, refilled.
 //!
 //! `store` is the door; what is on the external volume is `ledger`'s to remember, and going there is
 //! not this room's business.
@@ -8,6 +8,7 @@ pub mod ledger;
 pub mod punch;
 pub mod read;
 pub mod recover;
+pub mod refill;
 pub mod store;
 pub mod sync;
 #[cfg(test)]

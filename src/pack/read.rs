@@ -3,16 +3,19 @@
 
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
+use std::ops::Range;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
+use nix::errno::Errno;
+use nix::unistd::{Whence, lseek};
 
 use crate::chunk::{self, BLOB_LEN_MAX, Codec};
 use crate::error::{Error, Result};
 use crate::format::pack::{
-    Decoded, IndexEntry, RECORD_HEADER_LEN, RecordHeader, TRAILER_LEN, Trailer, decode_index,
-    zero_block,
+    BLOCK_LEN, Decoded, IndexEntry, RECORD_HEADER_LEN, RecordHeader, TRAILER_LEN, Trailer,
+    decode_index, zero_block,
 };
 use crate::types::{BlobHash, BlobLocation, PackId};
 
@@ -58,6 +61,28 @@ impl LocalPack {
             file,
             path: path.to_owned(),
         })
+    }
+}
+
+impl LocalPack {
+    /// Whether nothing but a hole is at these bytes, as far as the file system can tell: asked of an evicted
+    /// pack, it saves reading zeros into the page cache.
+    pub fn is_hole(&self, range: Range<u64>) -> bool {
+        // The cursor that this moves is used by nobody: all reads and writes name their offset.
+        let data = libc::off_t::try_from(range.start)
+            .map(|start| lseek(&self.file, start, Whence::SeekData));
+        match data {
+            Ok(Ok(data)) => u64::try_from(data).is_ok_and(|data| data >= range.end),
+            // No data up to the end of the file.
+            Ok(Err(Errno::ENXIO)) => true,
+            _ => false,
+        }
+    }
+
+    /// Bytes of the disk that it takes.
+    pub fn allocated_bytes(&self) -> Result<u64> {
+        let meta = self.file.metadata();
+        Ok(meta.map_err(Error::io("stat", &self.path))?.blocks() * 512)
     }
 }
 
@@ -164,12 +189,33 @@ pub fn parse_record(
 }
 
 pub(super) fn parse(bytes: Bytes, loc: &BlobLocation, expect: BlobHash) -> Decoded<RecordRead> {
-    let header = match RecordHeader::decode(loc.pack, loc.offset, &bytes) {
+    let Some((header, stored)) = checked(&bytes, loc, expect)? else {
+        return Ok(RecordRead::Absent);
+    };
+    Ok(RecordRead::Plain(match header.codec {
+        Codec::Raw => bytes.slice_ref(stored),
+        Codec::Lz4 => chunk::decode(Codec::Lz4, stored, header.plain_len)?.into(),
+    }))
+}
+
+/// Whether the record of the blob `expect` at `loc` is in `bytes`, checked as for a read, but not
+/// decompressed.
+pub fn is_record(bytes: &[u8], loc: &BlobLocation, expect: BlobHash) -> bool {
+    matches!(checked(bytes, loc, expect), Ok(Some(_)))
+}
+
+/// The header and the stored bytes of a record in which everything is as expected; `None` if it is absent.
+fn checked<'a>(
+    bytes: &'a [u8],
+    loc: &BlobLocation,
+    expect: BlobHash,
+) -> Decoded<Option<(RecordHeader, &'a [u8])>> {
+    let header = match RecordHeader::decode(loc.pack, loc.offset, bytes) {
         Ok(header) => header,
         Err(reason) => {
             let header = bytes.get(..RECORD_HEADER_LEN as usize).ok_or(reason)?;
             return if zero_block(loc.offset, header) {
-                Ok(RecordRead::Absent)
+                Ok(None)
             } else {
                 Err(reason)
             };
@@ -188,15 +234,12 @@ pub(super) fn parse(bytes: Bytes, loc: &BlobLocation, expect: BlobHash) -> Decod
     if crc32c::crc32c(stored) != header.stored_crc {
         let absent = zero_block(loc.offset, bytes.get(..end).unwrap_or_default());
         return if absent {
-            Ok(RecordRead::Absent)
+            Ok(None)
         } else {
             Err("the blob's checksum does not match")
         };
     }
-    Ok(RecordRead::Plain(match header.codec {
-        Codec::Raw => bytes.slice(RECORD_HEADER_LEN as usize..end),
-        Codec::Lz4 => chunk::decode(Codec::Lz4, stored, header.plain_len)?.into(),
-    }))
+    Ok(Some((header, stored)))
 }
 
 /// The index of a sealed pack, and where it begins.
@@ -208,6 +251,29 @@ pub struct PackIndex {
     pub offset: u32,
     /// Length of the whole pack.
     pub pack_len: u32,
+}
+
+impl PackIndex {
+    /// The entries of the records that begin within `range`.
+    pub fn entries_in(&self, range: Range<u32>) -> &[IndexEntry] {
+        let from = self
+            .entries
+            .partition_point(|entry| entry.offset < range.start);
+        let to = self
+            .entries
+            .partition_point(|entry| entry.offset < range.end);
+        self.entries.get(from..to).unwrap_or_default()
+    }
+
+    /// The entry of the record that begins at `offset`.
+    pub fn entry_at(&self, offset: u32) -> Option<&IndexEntry> {
+        self.entries_in(offset..offset.saturating_add(1)).first()
+    }
+
+    /// Bytes that a pack keeps when it is evicted: header, index and trailer.
+    pub fn kept_bytes(&self) -> u64 {
+        u64::from(BLOCK_LEN + (self.pack_len - self.offset.min(self.pack_len)))
+    }
 }
 
 /// First read of the end of a pack: the index of a typical one, so that one round trip to an external

@@ -19,9 +19,13 @@ use crate::chunk::Codec;
 use crate::clock::Clock;
 use crate::error::{Error, Result};
 use crate::format::frame::PackExtent;
+use crate::format::pack::{RECORD_HEADER_LEN, RecordHeader};
 use crate::meta::blobs::BlobIndex;
 use crate::pack::ledger::Ledger;
-use crate::pack::read::{LocalPack, RecordRead, read_record};
+use crate::pack::read::{
+    LocalPack, PackIndex, ReadAt, RecordRead, read_index, read_record, record_read_len,
+};
+use crate::pack::refill::ReadCache;
 use crate::pack::sync::SyncTicket;
 use crate::pack::writer::{PackIo, PackWriter, SealedPack};
 use crate::types::{BlobHash, BlobLocation, PackId, SessionId};
@@ -49,6 +53,7 @@ struct Shared {
     clock: Arc<dyn Clock>,
     ledger: Arc<Ledger>,
     blobs: Arc<BlobIndex>,
+    read_cache: Arc<ReadCache>,
     open: Mutex<Open>,
     /// Woken when a pack leaves `sealing_count`.
     sealed: Condvar,
@@ -94,8 +99,10 @@ impl PackStore {
         blobs: Arc<BlobIndex>,
         on_sealed: OnSealed,
     ) -> Result<PackStore> {
+        let read_cache = Arc::new(ReadCache::new(root, Arc::clone(&ledger)));
         let shared = Arc::new(Shared {
             root: root.to_owned(),
+            read_cache,
             volume,
             session,
             io,
@@ -132,6 +139,11 @@ impl PackStore {
     /// The hash -> location index.
     pub fn blobs(&self) -> &BlobIndex {
         &self.shared.blobs
+    }
+
+    /// What was fetched again of evicted packs.
+    pub fn read_cache(&self) -> &Arc<ReadCache> {
+        &self.shared.read_cache
     }
 
     /// Whether packs are written past the page cache; `None` before the first one.
@@ -263,10 +275,51 @@ impl PackStore {
                 return read_record(writer, location, blob);
             }
         }
-        match self.shared.reader(location.pack)? {
-            Some(pack) => read_record(&*pack, location, blob),
-            None => Ok(RecordRead::Absent),
+        let Some(pack) = self.shared.reader(location.pack)? else {
+            return Ok(RecordRead::Absent);
+        };
+        if !self.is_evicted(location.pack) {
+            return read_record(&*pack, location, blob);
         }
+        if pack.is_hole(span_of(location)) {
+            return Ok(RecordRead::Absent);
+        }
+        let read = read_record(&*pack, location, blob)?;
+        if read != RecordRead::Absent {
+            self.shared.read_cache.touch(location.pack);
+        }
+        Ok(read)
+    }
+
+    /// Whether the local copy of a pack was emptied; parts of it may have come back.
+    pub fn is_evicted(&self, pack: PackId) -> bool {
+        let entry = self.shared.ledger.get(pack);
+        entry.is_some_and(|entry| entry.evicted)
+    }
+
+    /// Whether the record at `location` seems to be here: a look that costs little and proves nothing.
+    pub fn seems_here(&self, location: &BlobLocation) -> bool {
+        if !self.is_evicted(location.pack) {
+            return true;
+        }
+        let Ok(Some(pack)) = self.shared.reader(location.pack) else {
+            return false;
+        };
+        !pack.is_hole(span_of(location))
+            && pack
+                .read_at(u64::from(location.offset), RECORD_HEADER_LEN as usize)
+                .is_ok_and(|header| {
+                    RecordHeader::decode(location.pack, location.offset, &header).is_ok()
+                })
+    }
+
+    /// The index of a sealed pack from its local copy; `None` if there is no such pack here.
+    pub fn index(&self, pack: PackId) -> Result<Option<PackIndex>> {
+        if self.shared.ledger.get(pack).is_none() {
+            return Ok(None);
+        }
+        let local = self.shared.reader(pack)?;
+        local.map(|local| read_index(&*local, pack)).transpose()
     }
 
     /// The packs that were sealed since this was asked the last time.
@@ -298,6 +351,12 @@ impl PackStore {
     pub fn close_reader(&self, pack: PackId) {
         self.shared.readers().remove(&pack);
     }
+}
+
+/// The bytes of a pack that a record takes.
+fn span_of(location: &BlobLocation) -> std::ops::Range<u64> {
+    let start = u64::from(location.offset);
+    start..start + record_read_len(location) as u64
 }
 
 impl Drop for PackStore {

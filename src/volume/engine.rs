@@ -138,6 +138,8 @@ pub struct Status {
     pub free_bytes: u64,
     /// Bytes of packs whose local copy is whole.
     pub cache_bytes: u64,
+    /// Bytes of evicted packs that were read again, and are here until others are.
+    pub read_cache_bytes: u64,
     /// What was found lost: nothing, on a sound disk.
     pub losses: Vec<String>,
     /// What the last recovery did.
@@ -267,6 +269,7 @@ impl Volume {
             direct_io: self.packs.direct_io(),
             free_bytes: crate::volume::live::free_bytes(&self.root).unwrap_or(0),
             cache_bytes: self.ledger.totals().local_bytes,
+            read_cache_bytes: self.packs.read_cache().bytes(),
             losses: self.uploader.losses(),
             recovery: self.recovery.clone(),
             failure: self.health.failure(),

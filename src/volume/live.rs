@@ -65,14 +65,17 @@ impl Volume {
     /// Before new bytes: refuses when the disk is nearly full.
     fn admit_bytes(&self) -> Result<()> {
         self.health.check()?;
-        if self
-            .space_watch
-            .is_short(&self.root, self.settings_reserve())
-        {
+        let reserve = self.settings_reserve();
+        if !self.space_watch.is_short(&self.root, reserve) {
+            return Ok(());
+        }
+        // What was only read goes before what is new is refused.
+        if self.packs.read_cache().give_back(reserve) == 0 {
             return Err(Error::NoSpace {
                 path: self.root.clone(),
             });
         }
+        self.space_watch.look_again();
         Ok(())
     }
 

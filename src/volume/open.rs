@@ -27,6 +27,7 @@ use crate::meta::overlay::{Entries, Overlay};
 use crate::pack::ledger::Ledger;
 use crate::pack::read::{LocalPack, read_index};
 use crate::pack::recover::recover_unsealed;
+use crate::pack::refill::ReadCacheLimits;
 use crate::pack::store::PackStore;
 use crate::pack::writer::PackIo;
 use crate::types::{Epoch, Ino, Lsn, SessionId, Timestamp, Uuid};
@@ -186,6 +187,7 @@ impl Volume {
                 Arc::clone(&stop_refill),
             );
             let uploader = Arc::clone(&uploader);
+            let read_cache = Arc::clone(packs.read_cache());
             spawn("pack-sweep", move || {
                 match sweep::enter_packs(&root, session, &ledger) {
                     Ok(()) => uploader.ledger_is_complete(),
@@ -195,6 +197,7 @@ impl Volume {
                         error.chain()
                     )),
                 }
+                read_cache.measure(&stop);
                 sweep::refill_blobs(&root, &ledger, &blobs, &stop);
             })?
         };
@@ -296,6 +299,11 @@ impl Volume {
         let settings = self.settings();
         let limits = CacheLimits::new(settings.cache_bytes, settings.evict_after_secs);
         self.uploader.set_limits(limits);
+        self.packs.read_cache().set_limits(ReadCacheLimits {
+            bytes_max: settings.read_cache_bytes,
+            // Long before new data is refused.
+            free_bytes_min: settings.reserve_bytes.saturating_mul(2),
+        });
         let (store, refusal) = match store::connect(&self.identity, &settings) {
             Ok(store) => (store, None),
             Err(error) => (None, Some(error.chain())),

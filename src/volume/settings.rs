@@ -94,6 +94,8 @@ pub struct Settings {
     pub seal_after_secs: u64,
     /// Local packs may take up this much before uploaded ones are evicted.
     pub cache_bytes: u64,
+    /// What is read again of evicted packs may take up this much beside that.
+    pub read_cache_bytes: u64,
     /// A pack is not evicted before it was on the external volume for this long.
     pub evict_after_secs: u64,
     /// New data is refused when the backup path's file system has less than this free.
@@ -112,6 +114,7 @@ impl Default for Settings {
             epoch_interval_secs: 300,
             seal_after_secs: 5,
             cache_bytes: 64 << 30,
+            read_cache_bytes: 16 << 30,
             evict_after_secs: 24 * 3600,
             reserve_bytes: 256 << 20,
             limits: LimitSettings::default(),

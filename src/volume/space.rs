@@ -27,6 +27,11 @@ impl Default for SpaceWatch {
 }
 
 impl SpaceWatch {
+    /// Something was freed: the next question is answered by a new look.
+    pub fn look_again(&self) {
+        self.next_ms.store(0, Ordering::Relaxed);
+    }
+
     /// Whether less than `reserve` bytes are free below `root`.
     pub fn is_short(&self, root: &Path, reserve: u64) -> bool {
         let now_ms = u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX);
