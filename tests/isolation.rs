@@ -293,7 +293,7 @@ fn invariant_5_umount_ends_while_the_external_volume_hangs_and_the_next_mount_be
     let said = place.promptly(&["umount", mnt.to_str().unwrap()]);
     assert!(said.contains("not on the external volume yet"), "{said}");
     timed("the end of its process", || {
-        wait_until("gone", || !Path::new(&format!("/proc/{pid}")).exists());
+        wait_until("gone", || !is_alive(pid));
     });
     // Without a daemon, and while it hangs.
     place.promptly(&["status"]);
@@ -326,7 +326,7 @@ fn invariant_5_a_signal_ends_the_daemon_while_the_external_volume_hangs() {
     timed("SIGTERM", || {
         let sent = Command::new("kill").arg(pid.to_string()).status().unwrap();
         assert!(sent.success());
-        wait_until("gone", || !Path::new(&format!("/proc/{pid}")).exists());
+        wait_until("gone", || !is_alive(pid));
     });
     place.promptly(&["mount", mnt.to_str().unwrap()]);
     assert_eq!(fs::read(mnt.join("second")).unwrap(), noise(2, 1 << 20));
@@ -425,7 +425,7 @@ fn held_by(pid: u32) -> Vec<(u32, PathBuf)> {
         .collect()
 }
 
-/// A process that is dead and was not collected is no more.
+/// One that is dead and was not collected is not.
 fn is_alive(pid: u32) -> bool {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     let state = stat

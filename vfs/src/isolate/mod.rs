@@ -61,11 +61,12 @@ pub struct Deadlines {
 }
 
 impl Default for Deadlines {
-    /// Half a minute: servers restart in less. 128 KiB a second: a quarter of a thin line.
+    /// Half a minute: servers restart in less. 32 KiB a second: several share a thin line. It may be so low because it
+    /// finds no outage: a volume that is silent is asked for a sign of life long before.
     fn default() -> Deadlines {
         Deadlines {
             base: Duration::from_secs(30),
-            rate_min_bytes_per_sec: 128 << 10,
+            rate_min_bytes_per_sec: 32 << 10,
         }
     }
 }
@@ -294,7 +295,10 @@ impl IsolatedDir {
         let looks = self.identity().looks;
         let (answered, extra) =
             self.ask_by(&mut lease, at, deadline, |worker| ask(worker, deadline))?;
-        if let Some(member) = lease.member_mut().filter(|_| load != Load::Look) {
+        if let Some(member) = lease
+            .member_mut()
+            .filter(|_| matches!(load, Load::Put | Load::Change))
+        {
             member.changed_in = Some(looks);
         }
         self.note_place(&mut lease, answered.place);
@@ -409,7 +413,7 @@ impl Volume for IsolatedDir {
 
     fn space(&self) -> Result<Option<Space>> {
         let at = self.at("measure", "");
-        match self.run_request(at, (Load::Look, self.deadlines.base), &Request::Space)? {
+        match self.run_request(at, (Load::Sign, self.deadlines.base), &Request::Space)? {
             Answer::Space(space) => Ok(space),
             _ => Err(Self::nonsense(at)),
         }

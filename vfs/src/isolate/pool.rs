@@ -11,9 +11,10 @@ use super::worker::{Line, Start, Worker, cut, reap};
 /// How many workers there may be.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct PoolLimits {
-    /// At work at the same time. Puts take all but one, so that a look or a read need not wait for a long body.
+    /// Those at work, and those that were killed and are not dead yet, together. The last one is kept for looks whether
+    /// the volume is there, and the one before it does not put, so that a read need not wait for a long body.
     pub workers_max: usize,
-    /// Killed and not dead yet, for they hang in the kernel. With so many, nothing is asked until one is dead.
+    /// With so many killed and not dead, for they hang in the kernel, nothing is asked until one of them is dead.
     pub abandoned_max: usize,
 }
 
@@ -21,9 +22,19 @@ impl Default for PoolLimits {
     /// Four at work keep a disk or a share busy; four that hang cost little, and a fifth would learn nothing new.
     fn default() -> PoolLimits {
         PoolLimits {
-            workers_max: 4,
+            workers_max: 5,
             abandoned_max: 4,
         }
+    }
+}
+
+impl PoolLimits {
+    /// Whether one more may begin while these are at work or hang.
+    fn admit(self, load: Load, (busy, puts): (usize, usize)) -> bool {
+        let spared = usize::from(load != Load::Sign);
+        let puts_max = self.workers_max.saturating_sub(2).max(1);
+        busy < self.workers_max.saturating_sub(spared).max(1)
+            && (load != Load::Put || puts < puts_max)
     }
 }
 
@@ -36,6 +47,8 @@ pub(super) enum Load {
     Change,
     /// Nothing is.
     Look,
+    /// It tells whether the volume is there at all.
+    Sign,
 }
 
 /// Why there is no worker.
@@ -65,6 +78,7 @@ struct State {
     idle: Vec<Member>,
     /// Lines of the lent ones, by number.
     lent: HashMap<u64, Arc<UnixStream>>,
+    /// How many of them put.
     puts: usize,
     abandoned: usize,
     next: u64,
@@ -109,31 +123,24 @@ impl Pool {
         load: Load,
         deadline: Instant,
     ) -> std::result::Result<Lease, NoWorker> {
-        let workers_max = self.limits.workers_max.max(1);
-        let puts_max = (workers_max - 1).max(1);
         let mut state = self.state();
-        let (id, line) = loop {
+        let id = loop {
             if state.stopped {
                 return Err(NoWorker::Stopped);
             }
             if state.abandoned >= self.limits.abandoned_max.max(1) {
                 return Err(NoWorker::AllHang(state.abandoned));
             }
-            if load != Load::Put || state.puts < puts_max {
+            let busy = state.lent.len() + state.abandoned;
+            if self.limits.admit(load, (busy, state.puts)) {
+                state.puts += usize::from(load == Load::Put);
                 if let Some(member) = state.idle.pop() {
-                    let (id, near) = (member.worker.id, member.worker.line());
-                    state.lent.insert(id, near);
-                    state.puts += usize::from(load == Load::Put);
-                    return Ok(self.lease(load, Some(member)));
+                    state.lent.insert(member.worker.id, member.worker.line());
+                    return Ok(self.lease(load, member));
                 }
-                if state.lent.len() < workers_max {
-                    let line = Line::new().map_err(NoWorker::CannotStart)?;
-                    let id = state.next;
-                    state.next += 1;
-                    state.lent.insert(id, Arc::clone(&line.near));
-                    state.puts += usize::from(load == Load::Put);
-                    break (id, line);
-                }
+                let id = state.next;
+                state.next += 1;
+                break id;
             }
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
@@ -145,15 +152,19 @@ impl Pool {
                 .unwrap_or_else(PoisonError::into_inner)
                 .0;
         };
+        let started = Line::new().map(|line| {
+            state.lent.insert(id, Arc::clone(&line.near));
+            line
+        });
         drop(state);
-        match Worker::start(&self.start, id, line) {
+        match started.and_then(|line| Worker::start(&self.start, id, line)) {
             Ok(worker) => {
                 let member = Member {
                     worker,
                     opened_in: None,
                     changed_in: None,
                 };
-                Ok(self.lease(load, Some(member)))
+                Ok(self.lease(load, member))
             }
             Err(error) => {
                 self.back(id, load);
@@ -162,11 +173,11 @@ impl Pool {
         }
     }
 
-    fn lease(self: &Arc<Pool>, load: Load, member: Option<Member>) -> Lease {
+    fn lease(self: &Arc<Pool>, load: Load, member: Member) -> Lease {
         Lease {
             pool: Arc::clone(self),
             load,
-            member,
+            member: Some(member),
         }
     }
 
@@ -276,5 +287,26 @@ impl Drop for Lease {
         drop(state);
         self.pool.back(id, self.load);
         dismissed.into_iter().for_each(dismiss);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bodies_leave_room_for_reads_and_reads_for_a_look() {
+        let limits = PoolLimits::default();
+        assert!(limits.admit(Load::Put, (2, 2)) && !limits.admit(Load::Put, (3, 3)));
+        assert!(limits.admit(Load::Put, (3, 0)) && !limits.admit(Load::Put, (4, 0)));
+        assert!(limits.admit(Load::Look, (3, 3)) && !limits.admit(Load::Look, (4, 3)));
+        assert!(limits.admit(Load::Sign, (4, 3)) && !limits.admit(Load::Sign, (5, 3)));
+        let one = PoolLimits {
+            workers_max: 1,
+            abandoned_max: 1,
+        };
+        for load in [Load::Put, Load::Change, Load::Look, Load::Sign] {
+            assert!(one.admit(load, (0, 0)) && !one.admit(load, (1, 0)));
+        }
     }
 }

@@ -182,7 +182,7 @@ impl IsolatedDir {
 
     /// Looks afresh, and goes on with what is found.
     pub(super) fn look(&self, at: At<'_>, deadline: Instant) -> Result<()> {
-        let mut lease = self.lend(at, Load::Look, deadline)?;
+        let mut lease = self.lend(at, Load::Sign, deadline)?;
         let (sentinel, pinned) = {
             let identity = self.identity();
             (identity.sentinel.clone(), identity.pinned.clone())
@@ -221,7 +221,7 @@ impl IsolatedDir {
 
     /// From here on it is the volume that holds `sentinel`.
     pub(super) fn rebind(&self, at: At<'_>, sentinel: Sentinel, deadline: Instant) -> Result<()> {
-        let mut lease = self.lend(at, Load::Look, deadline)?;
+        let mut lease = self.lend(at, Load::Sign, deadline)?;
         let opened = self.open_root(&mut lease, at, (Some(&sentinel), None), deadline);
         if let Some(member) = lease.member_mut() {
             member.opened_in = None;
