@@ -17,6 +17,8 @@ mod status;
 mod store;
 mod time;
 mod umount;
+mod units;
+mod update;
 mod wait;
 
 use std::ffi::OsString;

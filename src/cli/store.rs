@@ -8,7 +8,7 @@ use vfs::{Body, Capabilities, ObjectKey, Precondition, Spec, VolumeExt};
 
 use crate::cli::args::{Store as Command, StoreSet};
 use crate::cli::output::{clean, count, size};
-use crate::cli::{Context, Outcome, absolute};
+use crate::cli::{Context, Outcome, absolute, update};
 use crate::clock::random;
 use crate::daemon::client::Client;
 use crate::daemon::{Failure, Request};
@@ -27,6 +27,7 @@ pub(super) fn run(context: &mut Context, command: Command) -> Outcome {
             set(context, Request::StoreSet { path })
         }
         Command::Show => show(context),
+        Command::Update(change) => update::run(context, &change),
         Command::Test { spec } => test(context, spec.as_deref()),
     }
 }

@@ -42,10 +42,35 @@ impl CacheLimits {
     }
 }
 
-/// Evicts the packs that were verified longest ago until the cache is small enough.
-pub fn evict(root: &Path, ledger: &Ledger, limits: CacheLimits, now: u64) -> Result<()> {
+/// How many bytes are wanted back because the disk is nearly full, and from which packs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pressure {
+    /// Only from those that were on the external volume long enough: it does not answer, and may have lost
+    /// what it acknowledged last.
+    Old(u64),
+    /// From younger ones too.
+    Young(u64),
+}
+
+/// Evicts the packs that were verified longest ago until the cache is small enough, and `pressure` gone.
+pub fn evict(
+    root: &Path,
+    ledger: &Ledger,
+    limits: CacheLimits,
+    pressure: Pressure,
+    now: u64,
+) -> Result<()> {
     let local = ledger.totals().local_bytes;
-    if local <= limits.high_bytes {
+    let over = if local > limits.high_bytes {
+        local.saturating_sub(limits.low_bytes)
+    } else {
+        0
+    };
+    let (old_wanted, young_wanted) = match pressure {
+        Pressure::Old(wanted) => (over.max(wanted), 0),
+        Pressure::Young(wanted) => (over.max(wanted), wanted),
+    };
+    if old_wanted == 0 {
         return Ok(());
     }
     let mut candidates: Vec<(u64, PackId, PackEntry)> = ledger
@@ -57,20 +82,21 @@ pub fn evict(root: &Path, ledger: &Ledger, limits: CacheLimits, now: u64) -> Res
             }
             _ => None,
         })
-        .filter(|(verified_at, ..)| verified_at.saturating_add(limits.evict_after_secs) <= now)
         .collect();
     candidates.sort_by_key(|(verified_at, pack, _)| (*verified_at, *pack));
     // What says "uploaded" must not be lost after the bytes are.
     ledger.sync()?;
-    let mut left = local;
-    for (_, pack, entry) in candidates {
-        if left <= limits.low_bytes {
+    let mut freed = 0;
+    for (verified_at, pack, entry) in candidates {
+        let is_old = verified_at.saturating_add(limits.evict_after_secs) <= now;
+        let wanted = if is_old { old_wanted } else { young_wanted };
+        if freed >= wanted {
             break;
         }
         ledger.evicted(pack)?;
         ledger.sync()?;
         punch(&root.join(pack.object_name()), pack, 0..u32::MAX)?;
-        left = left.saturating_sub(u64::from(entry.len));
+        freed += u64::from(entry.len);
     }
     Ok(())
 }

@@ -2,16 +2,21 @@
 //!
 //! In reading order: `tree` (the interface), `engine` (what an open volume is), `open` (recovery),
 //! `live` and `view_tree` (the two trees), `snapshots` (both as one), `external` (without a backup path), `namespace`, `extents`, `files`, `dirty` (what operations do),
-//! `commit`, `archive`, `indexer` (how it becomes durable). FUSE, the command line and sockets may not enter.
+//! `commit`, `archive`, `waiting`, `indexer` (how it becomes durable),
+//! `backlog`, `flow`, `pacer`, `space`, `ballast`, `ack`, `wait` (what is not on the external volume yet). FUSE, the command line and sockets may not enter.
 
 pub mod account;
+pub mod ack;
 pub mod archive;
+pub mod backlog;
+pub mod ballast;
 pub mod commit;
 pub mod dirty;
 pub mod engine;
 pub mod extents;
 pub mod external;
 pub mod files;
+pub mod flow;
 pub mod health;
 pub mod indexer;
 pub mod init;
@@ -20,12 +25,16 @@ pub mod lock;
 pub mod lost;
 pub mod namespace;
 pub mod open;
+pub mod pacer;
 pub mod settings;
 pub mod snapshots;
 pub mod space;
 mod sweep;
 pub mod tree;
+pub mod update;
 pub mod view_tree;
+pub mod wait;
+pub mod waiting;
 pub mod xattrs;
 
 pub use engine::{Durability, EpochEntry, Recovery, Status, Volume};

@@ -44,6 +44,38 @@ pub struct Settings {
     pub evict_after_secs: u64,
     /// New data is refused when the backup path's file system has less than this free.
     pub reserve_bytes: u64,
+    /// What is not on the external volume yet may take up this much; 0: as much as the disk holds.
+    pub unsent_bytes_max: u64,
+    /// Packs on their way to the external volume at the same time, each with its bytes in memory.
+    pub uploads_in_flight: u32,
+    /// The external volume is down when it gave no sign of life for this long.
+    pub remote_timeout_secs: u64,
+    /// What fsync waits for.
+    pub ack: Ack,
+}
+
+/// What fsync, `O_SYNC` and `O_DSYNC` wait for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[serde(rename_all = "kebab-case")]
+pub enum Ack {
+    /// Nothing: a crash takes the last second of work with it.
+    PageCache,
+    /// The local disk.
+    #[default]
+    Local,
+    /// The external volume: it alone gives back what was synced.
+    Remote,
+}
+
+impl Ack {
+    /// As in `settings.json`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Ack::PageCache => "page-cache",
+            Ack::Local => "local",
+            Ack::Remote => "remote",
+        }
+    }
 }
 
 impl Default for Settings {
@@ -55,6 +87,10 @@ impl Default for Settings {
             cache_bytes: 64 << 30,
             evict_after_secs: 24 * 3600,
             reserve_bytes: 256 << 20,
+            unsent_bytes_max: 0,
+            uploads_in_flight: 4,
+            remote_timeout_secs: 30,
+            ack: Ack::default(),
         }
     }
 }
