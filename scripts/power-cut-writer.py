@@ -209,6 +209,7 @@ def verify(root, ledger):
                 found = b"" if os.path.isdir(full) else open(full, "rb").read()
         except OSError as e:
             wrong.append("%s: cannot be read: %s" % (path, e))
+            checked += 1
             continue
         if pending:
             if fits(found, pending[-1]):

@@ -258,11 +258,11 @@ fn an_external_volume_is_tried_out_and_left_as_it_was() {
     assert_eq!(profile["profile"]["atomic_rename"], true);
     assert!(profile["put_bytes_per_sec"].as_u64().unwrap() > 0);
     let spec = format!("dir:{}", place.text("ext"));
+    let verdict = place.run(&["store", "test", &spec]).ok();
+    // Where temporary files are in memory, that is told.
     assert!(
-        place
-            .run(&["store", "test", &spec])
-            .ok()
-            .contains("all well")
+        verdict.contains("all well") || verdict.contains("usable, with 1 warning"),
+        "{verdict}"
     );
     let after: Vec<_> = fs::read_dir(place.path("ext"))
         .unwrap()

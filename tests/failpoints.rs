@@ -11,7 +11,7 @@ use std::io::Write;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -96,14 +96,16 @@ fn run(path: &Path, armed: Option<&str>) -> (Vec<String>, Option<i32>) {
         Some(armed) => command.env(FAILPOINT, armed),
         None => command.env_remove(FAILPOINT),
     };
-    let output = command.stderr(Stdio::null()).output().unwrap();
+    let output = command.output().unwrap();
     let said = String::from_utf8_lossy(&output.stdout)
         .lines()
         .map(str::to_owned)
         .collect();
     assert!(
         output.status.success() || output.status.signal().is_some(),
-        "the workload failed otherwise than by dying"
+        "{armed:?}: the workload failed otherwise than by dying: {}{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
     );
     (said, output.status.signal())
 }
@@ -149,7 +151,12 @@ fn read_all(tree: &dyn Tree) -> Files {
 
 /// Each moment of the external volume, read whole; `None` before its first record.
 fn read_external(path: &Path) -> Option<BTreeMap<Epoch, Files>> {
-    if fs::read_dir(path.join("server/epochs")).is_ok_and(|mut records| records.next().is_some()) {
+    let records = fs::read_dir(path.join("server/epochs"));
+    let mut records = records
+        .into_iter()
+        .flatten()
+        .map(|entry| entry.unwrap().path());
+    if records.any(|record| record.extension().is_some_and(|end| end == "json")) {
         let store = Arc::new(vfs::DirVolume::open(path).unwrap());
         let away = external::open_external(store).unwrap();
         let epochs = away.epochs().unwrap();

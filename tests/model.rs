@@ -134,3 +134,43 @@ fn the_engine_and_the_reference_agree() {
         "seeds {failures:?} failed: run each with TIDEFS_MODEL_SEED"
     );
 }
+
+/// A name must not be durable before the bytes it was given to: the other file's fsync commits both.
+#[test]
+fn a_file_renamed_while_it_is_written_is_whole_when_another_ones_fsync_commits_its_name() {
+    use ops::{Fill, MadeKind, Name, Op};
+    use tidefs::volume::tree::RenameMode;
+    let name = |name| Name { dir: 0, name };
+    let file = |at| Op::Create {
+        at,
+        kind: MadeKind::File,
+        mode: 0o644,
+        gid: 0,
+    };
+    let ops = [
+        file(name(0)),
+        file(name(1)),
+        Op::Open {
+            file: 0,
+            truncate: false,
+        },
+        Op::Open {
+            file: 1,
+            truncate: false,
+        },
+        Op::HandleWrite {
+            handle: 0,
+            offset: 0,
+            len: 5000,
+            fill: Fill::Noise(1),
+        },
+        Op::HandleRename {
+            handle: 0,
+            to: name(2),
+            mode: RenameMode::Replace,
+        },
+        Op::HandleFsync { handle: 1 },
+        Op::Crash { with_index: false },
+    ];
+    try_case(&ops, false, &Mutex::default()).unwrap();
+}

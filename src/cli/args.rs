@@ -65,6 +65,9 @@ pub(super) enum Command {
     Snapshot(Snapshot),
     /// Wait until what was written so far is safe
     Wait(Wait),
+    /// How much of the line to the external volume is used, and when
+    #[command(subcommand)]
+    Limits(Limits),
     /// Look whether everything is there and whole; exit code 4 if not
     Check(Check),
 }
@@ -82,6 +85,9 @@ pub(super) enum Store {
     Test {
         /// The place to try: dir:/path; without it, the external volume of the backup path
         spec: Option<String>,
+        /// Read from this file, in place of /etc/fstab, what is to be mounted where
+        #[arg(long, value_name = "FILE")]
+        fstab: Option<PathBuf>,
     },
 }
 
@@ -94,6 +100,12 @@ pub(super) enum StoreSet {
         /// The directory
         #[arg(value_name = "PATH")]
         directory: PathBuf,
+        /// Go on where that is sane: with an NFS mount that is soft. Never under a mount point
+        #[arg(long)]
+        force: bool,
+        /// Read from this file, in place of /etc/fstab, what is to be mounted where
+        #[arg(long, value_name = "FILE")]
+        fstab: Option<PathBuf>,
     },
 }
 
@@ -128,6 +140,34 @@ pub(super) enum AckMode {
     Local,
     Remote,
     PageCache,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Limits {
+    /// Show what is set, and what holds now
+    Show,
+    /// Set limits, from now on; what is not named stays
+    Set(LimitsSet),
+}
+
+/// Help of a timetable.
+const TIMETABLE_HELP: &str = "When others hold: rules, the first that fits counts, as in \
+    'Mon-Fri 08:00-18:00 up=10M down=20M; Sat,Sun unlimited; else up=50M'. What a rule does not name stays as it is set \
+    here. Times are UTC, or at an offset: 'UTC+1 Mon-Fri ...'. 'none' takes it away";
+
+#[derive(Debug, ClapArgs)]
+pub(super) struct LimitsSet {
+    /// Bytes sent in a second: 10M, 500K, 80Mbit, unlimited
+    #[arg(long, value_name = "RATE")]
+    pub(super) upload: Option<String>,
+    /// Bytes fetched in a second
+    #[arg(long, value_name = "RATE")]
+    pub(super) download: Option<String>,
+    /// Operations in a second: 50, unlimited
+    #[arg(long, value_name = "N")]
+    pub(super) requests: Option<String>,
+    #[arg(long, value_name = "TEXT", help = TIMETABLE_HELP)]
+    pub(super) timetable: Option<String>,
 }
 
 #[derive(Debug, ClapArgs)]

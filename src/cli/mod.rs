@@ -8,6 +8,7 @@ mod args;
 mod check;
 mod daemon;
 mod init;
+mod limits;
 mod mount;
 mod mount8;
 mod output;
@@ -95,6 +96,7 @@ impl Context {
             Command::Daemon(daemon) => daemon::run(&mut self, &daemon),
             Command::Snapshot(snapshot) => snapshot::run(&mut self, snapshot),
             Command::Wait(wait) => wait::run(&mut self, &wait),
+            Command::Limits(command) => limits::run(&mut self, command),
             Command::Check(check) => check::run(&mut self, &check),
         }
     }

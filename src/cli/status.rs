@@ -4,7 +4,9 @@ use std::fmt::Write as _;
 use std::path::PathBuf;
 
 use serde::Deserialize;
+use serde_json::Value;
 
+use crate::cli::limits::in_words;
 use crate::cli::output::{clean, count, moment, size, span};
 use crate::cli::{Context, Outcome};
 use crate::daemon::{Failure, Request};
@@ -24,6 +26,8 @@ struct Shown {
     time_to_full_secs: Option<u64>,
     store: Store,
     upload: Upload,
+    #[serde(default)]
+    limits: Value,
     free_bytes: u64,
     cache_bytes: u64,
     losses: Vec<String>,
@@ -99,6 +103,9 @@ impl Shown {
         }
         line("recovery point", self.recovery_point());
         line("external volume", self.external(now));
+        if let Some(limits) = in_words(self.limits.get("in_force")) {
+            line("limited to", limits);
+        }
         line(
             "epochs",
             format!(

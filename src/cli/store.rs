@@ -1,9 +1,11 @@
 //! `tidefs store`
 
 use std::fmt::Write as _;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
+use vfs::dir::Assessment;
 use vfs::{Body, Capabilities, ObjectKey, Precondition, Spec, VolumeExt};
 
 use crate::cli::args::{Store as Command, StoreSet};
@@ -14,6 +16,7 @@ use crate::daemon::client::Client;
 use crate::daemon::{Failure, Request};
 use crate::types::SessionId;
 use crate::volume::init::{external_identity, read_identity};
+use crate::volume::place::{self, Look};
 use crate::volume::settings::{Settings, Store};
 
 /// What a test puts and reads back: long enough for a rate, short enough for a slow line.
@@ -21,19 +24,38 @@ const TEST_LEN: usize = 4 << 20;
 
 pub(super) fn run(context: &mut Context, command: Command) -> Outcome {
     match command {
-        Command::Set(StoreSet::Local) => set(context, Request::StoreSet { path: None }),
-        Command::Set(StoreSet::Dir { directory }) => {
-            let path = Some(absolute(&directory)?);
-            set(context, Request::StoreSet { path })
+        Command::Set(StoreSet::Local) => set(
+            context,
+            Request::StoreSet {
+                path: None,
+                force: false,
+                fstab: None,
+            },
+        ),
+        Command::Set(StoreSet::Dir {
+            directory,
+            force,
+            fstab,
+        }) => {
+            let request = Request::StoreSet {
+                path: Some(absolute(&directory)?),
+                force,
+                // For a daemon has another working directory.
+                fstab: fstab.as_deref().map(absolute).transpose()?,
+            };
+            set(context, request)
         }
         Command::Show => show(context),
         Command::Update(change) => update::run(context, &change),
-        Command::Test { spec } => test(context, spec.as_deref()),
+        Command::Test { spec, fstab } => test(context, spec.as_deref(), fstab.as_deref()),
     }
 }
 
 fn set(context: &mut Context, request: Request) -> Outcome {
     let document = context.ask(&request)?;
+    for warning in words(&document, "warnings") {
+        context.out.note(&warning);
+    }
     let text = match store_of(&document) {
         Some(Store::Dir { path, .. }) => format!(
             "Packs and metadata go to dir:{} from now on.",
@@ -42,6 +64,12 @@ fn set(context: &mut Context, request: Request) -> Outcome {
         _ => "Packs stay in the backup path: they are the only copy.".into(),
     };
     context.out.done(&document, &text)
+}
+
+fn words(document: &Value, key: &str) -> Vec<String> {
+    let list = document.get(key).and_then(Value::as_array);
+    let texts = list.into_iter().flatten().filter_map(Value::as_str);
+    texts.map(str::to_owned).collect()
 }
 
 fn store_of(document: &Value) -> Option<Store> {
@@ -80,10 +108,14 @@ fn show(context: &mut Context) -> Outcome {
         .result(&json!({ "store": store, "upload": upload }), &text)
 }
 
-fn test(context: &mut Context, spec: Option<&str>) -> Outcome {
+fn test(context: &mut Context, spec: Option<&str>, fstab: Option<&Path>) -> Outcome {
     let spec = match spec {
         Some(text) => Spec::parse(text)?,
         None => spec_of(context)?,
+    };
+    let place = match &spec {
+        Spec::Dir(path) => Some((path.as_path(), look_at(path, fstab)?)),
+        _ => None,
     };
     let volume = vfs::open(&spec)?;
     let belongs = external_identity(&*volume)?;
@@ -91,11 +123,23 @@ fn test(context: &mut Context, spec: Option<&str>) -> Outcome {
     // Last, for it takes the directory of both away.
     let profile = volume.probe()?;
     let space = volume.space()?;
+    let mut warnings = place
+        .as_ref()
+        .map_or_else(Vec::new, |(path, found)| place::concerns(path, found, None));
+    // The bucket behind a mount is known from outside and by trying.
+    let tried = profile
+        .warnings
+        .iter()
+        .filter(|text| !warnings.contains(text));
+    let tried: Vec<String> = tried.cloned().collect();
+    warnings.extend(tried);
     let document = json!({
         "spec": spec.to_string(),
         "volume": belongs.as_ref().map(|identity| &identity.volume),
         "owner": belongs.as_ref().map(|identity| &identity.owner),
         "profile": profile_document(&profile),
+        "place": place.as_ref().map(|(_, found)| place_document(found)),
+        "warnings": warnings,
         "put_bytes_per_sec": speed.put,
         "get_bytes_per_sec": speed.get,
         "space": space.map(|space| json!({
@@ -142,22 +186,42 @@ fn test(context: &mut Context, spec: Option<&str>) -> Outcome {
             size(TEST_LEN as u64)
         ),
     ));
-    lines.extend(
-        profile
-            .warnings
-            .iter()
-            .map(|warning| ("WARNING", warning.clone())),
-    );
-    let verdict = if profile.warnings.is_empty() {
+    lines.extend(warnings.iter().map(|warning| ("WARNING", warning.clone())));
+    let is_refused = place.is_some_and(|(_, found)| found.refusal(false).is_some());
+    let verdict = if is_refused {
+        "put, read back and deleted, but store set refuses it without --force".into()
+    } else if warnings.is_empty() {
         "put, read back and deleted: all well".into()
     } else {
-        format!(
-            "usable, with {}",
-            count(profile.warnings.len() as u64, "warning")
-        )
+        format!("usable, with {}", count(warnings.len() as u64, "warning"))
     };
     lines.push(("verdict", verdict));
     context.out.result(&document, &table(&lines))
+}
+
+/// Nothing is written where nothing ever should be; what can be forced can be tried.
+fn look_at(path: &Path, fstab: Option<&Path>) -> Result<Assessment, Failure> {
+    let look = Look {
+        fstab,
+        forced: true,
+    };
+    Ok(place::admit(path, look)?)
+}
+
+fn place_document(found: &Assessment) -> Value {
+    let refusals: Vec<&str> = found
+        .refusals
+        .iter()
+        .map(|refusal| refusal.text.as_str())
+        .collect();
+    json!({
+        "mount_point": found.mount_point,
+        "file_system": found.file_system,
+        "source": found.source,
+        "options": found.options,
+        "fstab_expects_mount": found.fstab_expects_mount,
+        "refusals": refusals,
+    })
 }
 
 /// A line for each key.

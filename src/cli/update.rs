@@ -6,8 +6,9 @@ use crate::cli::args::{AckMode, StoreUpdate};
 use crate::cli::output::{size, span};
 use crate::cli::{Context, Outcome};
 use crate::daemon::{Failure, Request};
+use crate::volume::ack::Ack;
 use crate::volume::init::read_identity;
-use crate::volume::settings::{Ack, Settings};
+use crate::volume::settings::Settings;
 use crate::volume::update::SettingsChange;
 
 impl From<AckMode> for Ack {

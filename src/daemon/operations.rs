@@ -1,5 +1,6 @@
 //! What is asked of an open volume, the same with a daemon and without.
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -8,6 +9,7 @@ use crate::daemon::failure::{Failure, FailureKind};
 use crate::daemon::protocol::{Progress, Request, Until};
 use crate::types::{AccountId, Ino};
 use crate::upload::UploadState;
+use crate::volume::place::{self, Look};
 use crate::volume::settings::Store;
 use crate::volume::{Status, Volume};
 
@@ -31,14 +33,30 @@ pub fn perform(
             below,
         } => wait(volume, (*until, *below), *timeout_ms, progress),
         Request::StoreUpdate { change } => value(&volume.update(change)?),
-        Request::StoreSet { path } => {
-            let store = volume.set_store(path.clone())?;
-            Ok(json!({ "store": store, "upload": volume.status().upload }))
+        Request::StoreSet { path, force, fstab } => {
+            let look = Look {
+                fstab: fstab.as_deref(),
+                forced: *force,
+            };
+            store_set(volume, path.as_deref(), look)
         }
+        Request::Limits { change: None } => value(&volume.limits()),
+        Request::Limits {
+            change: Some(change),
+        } => value(&volume.change_limits(change)?),
         Request::Umount { .. } | Request::Stop { .. } | Request::Follow => Err(Failure::failed(
             format!("{} is not served by a daemon", volume.root().display()),
         )),
     }
+}
+
+fn store_set(volume: &Volume, path: Option<&Path>, look: Look<'_>) -> Result<Value, Failure> {
+    let warnings = match path {
+        Some(path) => place::concerns(path, &place::admit(path, look)?, Some(volume.root())),
+        None => Vec::new(),
+    };
+    let store = volume.set_store(path.map(Path::to_owned))?;
+    Ok(json!({ "store": store, "upload": volume.status().upload, "warnings": warnings }))
 }
 
 fn value(document: &impl serde::Serialize) -> Result<Value, Failure> {

@@ -10,6 +10,7 @@ use serde_json::Value;
 
 use crate::daemon::failure::Failure;
 use crate::volume::Durability;
+use crate::volume::limits::LimitChange;
 use crate::volume::update::SettingsChange;
 
 /// Longest line that is read: a list of epochs is the longest thing said.
@@ -69,6 +70,18 @@ pub enum Request {
     StoreSet {
         /// A mounted directory; `None`: they stay in the backup path.
         path: Option<PathBuf>,
+        /// Go on where a refusal makes sense to somebody who knows the price.
+        #[serde(default)]
+        force: bool,
+        /// Says what is to be mounted, in place of `/etc/fstab`.
+        #[serde(default)]
+        fstab: Option<PathBuf>,
+    },
+    /// How much of the line to the external volume is used.
+    Limits {
+        /// Set these first.
+        #[serde(default)]
+        change: Option<LimitChange>,
     },
     /// Take the mount away, then end.
     Umount {

@@ -8,14 +8,39 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
+use serde::{Deserialize, Serialize};
 
 use crate::clock::Clock;
 use crate::error::{Error, Result};
 use crate::pack::ledger::Ledger;
 use crate::types::Epoch;
 use crate::upload::{UploadState, Uploader};
-use crate::volume::settings::{Ack, Settings, Store};
+use crate::volume::settings::{Settings, Store};
 use crate::volume::tree::Answer;
+
+/// What fsync, `O_SYNC` and `O_DSYNC` wait for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[serde(rename_all = "kebab-case")]
+pub enum Ack {
+    /// Nothing: a crash takes the last second of work with it.
+    PageCache,
+    /// The local disk.
+    #[default]
+    Local,
+    /// The external volume: it alone gives back what was synced.
+    Remote,
+}
+
+impl Ack {
+    /// As in `settings.json`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Ack::PageCache => "page-cache",
+            Ack::Local => "local",
+            Ack::Remote => "remote",
+        }
+    }
+}
 
 /// Looks for news this often while somebody waits ..
 const TURN: Duration = Duration::from_millis(5);

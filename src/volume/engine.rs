@@ -26,6 +26,7 @@ use crate::volume::files::Files;
 use crate::volume::health::Health;
 use crate::volume::indexer::ArchiveTask;
 use crate::volume::init;
+use crate::volume::limits::LimitStatus;
 use crate::volume::lock::PathLock;
 use crate::volume::open::whole;
 use crate::volume::settings::{Settings, Store};
@@ -61,6 +62,7 @@ pub struct Volume {
     pub(super) archive: Arc<Archive>,
     pub(super) ledger: Arc<Ledger>,
     pub(super) uploader: Arc<Uploader>,
+    pub(super) limits: vfs::LimitHandle,
     pub(super) queue: Arc<CommitQueue>,
     pub(super) threads: Mutex<Vec<JoinHandle<()>>>,
     pub(super) stop_refill: Arc<std::sync::atomic::AtomicBool>,
@@ -127,6 +129,8 @@ pub struct Status {
     pub store: Store,
     /// What the uploader is doing.
     pub upload: UploadState,
+    /// How much of the line to the external volume is used.
+    pub limits: LimitStatus,
     /// Whether packs are written past the page cache; absent before the first.
     pub direct_io: Option<bool>,
     /// Free bytes of the backup path's file system.
@@ -223,6 +227,7 @@ impl Volume {
             time_to_full_secs: self.backlog.time_to_full_secs(),
             store: settings.store,
             upload: self.uploader.state(),
+            limits: self.limits(),
             direct_io: self.packs.direct_io(),
             free_bytes: crate::volume::live::free_bytes(&self.root).unwrap_or(0),
             cache_bytes: self.ledger.totals().local_bytes,
@@ -369,6 +374,8 @@ impl Volume {
 
 impl Drop for Volume {
     fn drop(&mut self) {
+        // An upload that waits for its turn would keep its thread, and us, for as long as the limits say.
+        self.limits.stop();
         self.stop_refill
             .store(true, std::sync::atomic::Ordering::Relaxed);
         self.join("pack-sweep");

@@ -10,11 +10,11 @@ use crate::error::{Error, Result};
 use crate::fetch::ReadPlan;
 use crate::format::inode::Inode;
 use crate::types::{FileKind, Ino};
+use crate::volume::ack::Ack;
 use crate::volume::commit::ACTIVE_LEN_MAX;
 use crate::volume::engine::Volume;
 use crate::volume::files::OpenFile;
 use crate::volume::namespace;
-use crate::volume::settings::Ack;
 use crate::volume::tree::{
     Answer, Attr, Caller, DirEntry, Fallocate, MODE_BITS, NewNode, OpenMode, RenameMode, SeekFor,
     SetAttr, SetTime, Space, Tree, XattrMode,

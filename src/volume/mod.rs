@@ -1,7 +1,7 @@
 //! The engine's one door: a volume is opened, used as a tree, and closed.
 //!
 //! In reading order: `tree` (the interface), `engine` (what an open volume is), `open` (recovery),
-//! `live` and `view_tree` (the two trees), `snapshots` (both as one), `external` (without a backup path), `namespace`, `extents`, `files`, `dirty` (what operations do),
+//! `live` and `view_tree` (the two trees), `snapshots` (both as one), `external` (without a backup path), `place` (what an external volume stands on), `limits` (how much of its line is used), `namespace`, `extents`, `files`, `dirty` (what operations do),
 //! `commit`, `archive`, `waiting`, `indexer` (how it becomes durable),
 //! `backlog`, `flow`, `pacer`, `space`, `ballast`, `ack`, `wait` (what is not on the external volume yet). FUSE, the command line and sockets may not enter.
 
@@ -20,12 +20,14 @@ pub mod flow;
 pub mod health;
 pub mod indexer;
 pub mod init;
+pub mod limits;
 pub mod live;
 pub mod lock;
 pub mod lost;
 pub mod namespace;
 pub mod open;
 pub mod pacer;
+pub mod place;
 pub mod settings;
 pub mod snapshots;
 pub mod space;

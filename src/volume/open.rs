@@ -46,7 +46,7 @@ use crate::volume::pacer::Pacer;
 use crate::volume::settings::{Settings, Store};
 use crate::volume::tree::Caller;
 use crate::volume::update::Housekeeping;
-use crate::volume::{init, lost, namespace, sweep};
+use crate::volume::{init, limits, lost, namespace, sweep};
 
 /// Memory for decoded segment blocks.
 const BLOCK_CACHE_BYTES: usize = 32 << 20;
@@ -261,6 +261,7 @@ impl Volume {
             index_note,
             took_ms: u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX),
         };
+        let limits = limits::handle(&settings);
         let volume = Arc::new(Volume {
             root: root.to_owned(),
             identity,
@@ -275,6 +276,7 @@ impl Volume {
             archive,
             ledger,
             uploader,
+            limits,
             queue,
             threads: Mutex::new(vec![committer, archiver, refill]),
             stop_refill,
@@ -330,8 +332,10 @@ impl Volume {
             self.fetch.set_external(None);
             return;
         };
+        let limits = self.limits.clone();
         match open_store(&self.identity, &path, &store) {
             Ok(external) => {
+                let external = limits::hold_back(external, &limits);
                 self.fetch
                     .set_external(Some(Arc::new(ExternalPacks::new(Arc::clone(&external)))));
                 self.uploader.set_volume(Some(external));
@@ -340,7 +344,8 @@ impl Volume {
             Err(error) => {
                 let (identity, fetch) = (self.identity.clone(), Arc::downgrade(&self.fetch));
                 let opener = move || {
-                    let external = open_store(&identity, &path, &store)?;
+                    let external =
+                        limits::hold_back(open_store(&identity, &path, &store)?, &limits);
                     if let Some(fetch) = fetch.upgrade() {
                         fetch.set_external(Some(Arc::new(ExternalPacks::new(Arc::clone(
                             &external,

@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
+use crate::volume::ack::Ack;
+use crate::volume::limits::LimitSettings;
 
 /// Name of the settings in a backup path.
 pub const NAME: &str = "settings.json";
@@ -52,30 +54,8 @@ pub struct Settings {
     pub remote_timeout_secs: u64,
     /// What fsync waits for.
     pub ack: Ack,
-}
-
-/// What fsync, `O_SYNC` and `O_DSYNC` wait for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, Default)]
-#[serde(rename_all = "kebab-case")]
-pub enum Ack {
-    /// Nothing: a crash takes the last second of work with it.
-    PageCache,
-    /// The local disk.
-    #[default]
-    Local,
-    /// The external volume: it alone gives back what was synced.
-    Remote,
-}
-
-impl Ack {
-    /// As in `settings.json`.
-    pub fn name(self) -> &'static str {
-        match self {
-            Ack::PageCache => "page-cache",
-            Ack::Local => "local",
-            Ack::Remote => "remote",
-        }
-    }
+    /// How much of the line to the external volume is used.
+    pub limits: LimitSettings,
 }
 
 impl Default for Settings {
@@ -91,6 +71,7 @@ impl Default for Settings {
             uploads_in_flight: 4,
             remote_timeout_secs: 30,
             ack: Ack::default(),
+            limits: LimitSettings::default(),
         }
     }
 }

@@ -9,12 +9,12 @@ use crate::clock::Clock;
 use crate::error::{Error, Result};
 use crate::upload::evict::CacheLimits;
 use crate::upload::{UploadState, Uploader};
-use crate::volume::ack::{self, Acks};
+use crate::volume::ack::{self, Ack, Acks};
 use crate::volume::backlog::{Backlog, UNSENT_BYTES_MIN};
 use crate::volume::engine::Volume;
 use crate::volume::open::whole;
 use crate::volume::pacer::Chores;
-use crate::volume::settings::{Ack, Settings};
+use crate::volume::settings::Settings;
 
 /// Packs in flight: each has its bytes, up to 32 MiB, in memory.
 const UPLOADS_MAX: u32 = 32;

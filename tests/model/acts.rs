@@ -344,15 +344,11 @@ impl World {
                 .write(ino, u64::from(offset), &bytes, false, answer);
         })
         .map_err(failed("write through a handle"))?;
-        self.state.keep_version(id);
-        if bytes.is_empty() {
-            // Counts as a write all the same below the kernel, which sends none.
-            let now = self.state.now;
-            let node = self.state.change(id);
-            (node.mtime, node.ctime) = (now, now);
-        } else {
-            self.state
-                .set_content(id, |content| overwrite(content, offset as usize, &bytes));
+        if !bytes.is_empty() {
+            self.state.keep_version(id);
+            self.state.set_content(id, |content| {
+                overwrite(content, offset as usize, &bytes);
+            });
         }
         Ok(())
     }

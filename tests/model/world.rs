@@ -508,8 +508,12 @@ impl World {
 
     /// At every instant the external volume is complete as of its newest record (invariant 2).
     fn check_external_image(&mut self) -> Verdict {
-        let records = self.external().join("server/epochs");
-        if fs::read_dir(records).is_ok_and(|mut records| records.next().is_some()) {
+        let records = fs::read_dir(self.external().join("server/epochs"));
+        let mut records = records
+            .into_iter()
+            .flatten()
+            .map(|entry| entry.unwrap().path());
+        if records.any(|record| record.extension().is_some_and(|end| end == "json")) {
             self.counts.external_images += 1;
             return self.check_external(false);
         }

@@ -6,6 +6,7 @@
 
 use std::fmt;
 use std::io;
+use std::time::Duration;
 
 use nix::errno::Errno;
 
@@ -57,6 +58,7 @@ pub struct Error {
     key: Box<str>,
     volume: Box<str>,
     message: Box<str>,
+    retry_after: Option<Duration>,
     source: Option<Box<dyn std::error::Error + Send + Sync>>,
 }
 
@@ -78,6 +80,7 @@ impl Error {
             key: key.into(),
             volume: volume.into(),
             message: message.into().into(),
+            retry_after: None,
             source: None,
         }
     }
@@ -97,6 +100,12 @@ impl Error {
         self
     }
 
+    /// The same from a server that said when to come back.
+    pub fn with_retry_after(mut self, pause: Duration) -> Error {
+        self.retry_after = Some(pause);
+        self
+    }
+
     /// The same for a look that was to tell which volume this is: whatever was in its way, it is not known.
     pub(crate) fn into_unreachable(mut self) -> Error {
         self.class = ErrorClass::Unreachable;
@@ -111,6 +120,11 @@ impl Error {
     /// The special case, if it is one.
     pub fn case(&self) -> ErrorCase {
         self.case
+    }
+
+    /// How long the volume asked to be left alone, if it did.
+    pub fn retry_after(&self) -> Option<Duration> {
+        self.retry_after
     }
 
     /// The operation, as a verb.

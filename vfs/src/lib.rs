@@ -8,8 +8,8 @@
 //!
 //! - [`key`]: what an object may be called; [`error`]: what can go wrong, and what callers match on;
 //! - [`volume`]: the trait and the small types it speaks in; [`identity`]: how a volume is known to be the right one;
-//! - the kinds: [`memory`] (the reference), [`dir`] (any mounted directory, also as `local`);
-//! - [`layer`]: decorators that work over every kind: retry, and faults for tests;
+//! - the kinds: [`memory`] (the reference), [`dir`] (any mounted directory, also as `local`), [`s3`] (buckets);
+//! - [`layer`]: decorators that work over every kind: retry, limits of bandwidth and requests, and faults for tests;
 //! - [`spec`]: from what the operator typed to an open volume; [`testkit`]: the contract as code.
 //!
 //! What a volume does *not* do: cache, compress, encrypt, checksum, count references, or give a deadline to a system
@@ -31,6 +31,7 @@ pub mod identity;
 pub mod key;
 pub mod layer;
 pub mod memory;
+pub mod s3;
 pub mod spec;
 pub mod testkit;
 pub mod volume;
@@ -40,9 +41,13 @@ pub use error::{Error, ErrorCase, ErrorClass, Result};
 pub use identity::Sentinel;
 pub use key::ObjectKey;
 pub use layer::faulty::{Fault, FaultControls, Faulty, Op};
+pub use layer::limit::{LimitHandle, Limited};
 pub use layer::retry::{Retry, RetryPolicy, StopSignal};
+pub use layer::timetable::{LimitPlan, Limits, Timetable};
 pub use memory::MemoryVolume;
-pub use spec::{Spec, open};
+pub use s3::{S3Config, Secret};
+pub use spec::{Resolver, Spec, open, open_with};
 pub use volume::{
-    Body, Capabilities, Meta, MountKind, Page, Precondition, Space, Volume, VolumeExt,
+    Body, BucketProfile, Capabilities, Meta, MountKind, Page, Precondition, Space, Volume,
+    VolumeExt,
 };

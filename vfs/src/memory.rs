@@ -212,6 +212,7 @@ impl Volume for MemoryVolume {
             list_after_put: true,
             put_latency: Duration::ZERO,
             get_latency: Duration::ZERO,
+            bucket: None,
             warnings: vec!["Objects in memory end with the process.".to_owned()],
         })
     }

@@ -266,6 +266,8 @@ pub enum MountKind {
     Fuse,
     /// Some other network or cluster file system.
     Network,
+    /// A bucket of an object store.
+    ObjectStore,
 }
 
 /// What a volume can do, as tried out by [`Volume::probe`].
@@ -295,8 +297,36 @@ pub struct Capabilities {
     pub put_latency: Duration,
     /// How long it took to read it back.
     pub get_latency: Duration,
+    /// What only a bucket has to say.
+    pub bucket: Option<BucketProfile>,
     /// What the operator should know, in whole sentences.
     pub warnings: Vec<String>,
+}
+
+/// What a bucket and its server can do, as tried out by [`Volume::probe`]. Whether they keep `If-None-Match` is
+/// [`Capabilities::exclusive_create`].
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct BucketProfile {
+    /// Where the server is.
+    pub endpoint: String,
+    /// What requests are signed for.
+    pub region: String,
+    /// The bucket's name stands in the path, not in the host's name.
+    pub path_style: bool,
+    /// What the server calls itself, if it does.
+    pub server: String,
+    /// The ETag of an object is the MD5 of its bytes: what was stored can be compared without reading it.
+    pub etag_is_md5: bool,
+    /// Bytes that are not those that were signed for are refused.
+    pub checks_content: bool,
+    /// Objects can be sent in parts.
+    pub multipart: bool,
+    /// Several objects can be deleted with one request.
+    pub batch_delete: bool,
+    /// The bucket keeps what is deleted or replaced, and bills for it. None if it would not say.
+    pub versioning: Option<bool>,
+    /// How far the server's clock is ahead of this machine's, in seconds; negative if it is behind.
+    pub clock_skew_secs: Option<i64>,
 }
 
 /// Refuses a range that runs backwards or beyond the object; its length otherwise. Called before anything is allocated.

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+use std::num::NonZeroU64;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -84,6 +85,22 @@ fn a_retrying_directory_keeps_the_contract() {
             RetryPolicy::default(),
             StopSignal::new(),
         ))
+    });
+}
+
+#[test]
+fn a_limited_directory_keeps_the_contract() {
+    let directories = Directories::default();
+    conformance(&|| {
+        let limits = vfs::LimitHandle::new(vfs::LimitPlan {
+            base: vfs::Limits {
+                upload: NonZeroU64::new(1 << 30),
+                download: NonZeroU64::new(1 << 30),
+                requests: NonZeroU64::new(1 << 20),
+            },
+            timetable: vfs::Timetable::default(),
+        });
+        Arc::new(vfs::Limited::new(directories.make(disk()), limits))
     });
 }
 

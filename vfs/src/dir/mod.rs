@@ -9,11 +9,12 @@
 //! - `anchor`: the root and how names below it are opened;
 //! - `write`: temporary name, write, fsync, rename, fsync of the directory, size check;
 //! - `walk`: listings and the sweep of leftovers;
-//! - `probe`, `mountinfo`: what is mounted here, and what it can do.
+//! - `assess`, `mountinfo`: what is mounted here, and whether it will do; `probe`: what it can do, by trying.
 //!
 //! Locks: `state` only, and never across a system call.
 
 mod anchor;
+mod assess;
 mod mountinfo;
 mod probe;
 mod walk;
@@ -41,6 +42,8 @@ use crate::key::ObjectKey;
 use crate::volume::{Body, Capabilities, Meta, Page, Precondition, Space, Volume, checked_len};
 
 use anchor::Anchor;
+
+pub use assess::{Assessment, FSTAB, Refusal, RefusalCause, assess};
 
 /// A volume in a directory that exists.
 #[derive(Debug)]

@@ -4,21 +4,21 @@ use std::fs::{self, File};
 use std::io::Write;
 use std::num::NonZeroUsize;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use nix::fcntl::OFlag;
-use nix::sys::stat::Mode;
+use nix::fcntl::{AtFlags, OFlag};
+use nix::sys::stat::{Mode, fstatat};
 use nix::sys::statfs::{FUSE_SUPER_MAGIC, NFS_SUPER_MAGIC, SMB_SUPER_MAGIC, fstatfs};
 use nix::sys::statvfs::fstatvfs;
-use nix::unistd::{UnlinkatFlags, fsync, unlinkat};
+use nix::unistd::{UnlinkatFlags, fsync, geteuid, unlinkat};
 
 use crate::error::{At, Result};
 use crate::key::ObjectKey;
 use crate::volume::{Body, Capabilities, MountKind, Precondition, Space, Volume};
 
 use super::anchor::{Anchor, beneath};
+use super::assess::bucket_warning;
 use super::mountinfo::{self, Mount};
 use super::{DirVolume, TemporaryNames};
 
@@ -71,6 +71,14 @@ fn try_out(
     };
     let fsync = accepts_fsync(&directory, &volume.temporary, at)?;
     let direct_io = accepts_direct_io(&directory, &volume.temporary);
+    let traits = look_at_a_file(&directory, &volume.temporary).map_err(|errno| at.errno(errno))?;
+    warnings.extend(owner_warning(kind, geteuid().as_raw(), traits.owner));
+    if traits.ignores_case {
+        warnings.push(
+            "Upper and lower case are the same here: harmless, all names of a volume are lower-case."
+                .to_owned(),
+        );
+    }
     let mut capabilities = Capabilities {
         kind,
         file_system: mount.file_system,
@@ -84,6 +92,7 @@ fn try_out(
         list_after_put: false,
         put_latency: Duration::ZERO,
         get_latency: Duration::ZERO,
+        bucket: None,
         warnings: Vec::new(),
     };
     if fsync {
@@ -137,13 +146,14 @@ fn put_and_look(
     let started = Instant::now();
     let read = volume.get(key, 0..second.len() as u64)?;
     found.get_latency = started.elapsed();
-    found.atomic_rename = read == second && !mountinfo::renames_by_copying(&found.file_system);
-    if !found.atomic_rename {
+    let bucket = bucket_warning(&found.file_system, &found.source);
+    found.atomic_rename = read == second && bucket.is_none();
+    if read != second {
         warnings.push(
-            "A rename here copies and deletes: use the bucket itself (s3:) instead of its mount."
-                .to_owned(),
+            "An object was replaced and its old bytes came back: nothing is safe here. Use another file system.".to_owned(),
         );
     }
+    warnings.extend(bucket);
     let page = volume.list(key.as_str(), None, NonZeroUsize::MIN)?;
     found.list_after_put = page
         .objects
@@ -165,13 +175,8 @@ fn mount_of(anchor: &Anchor) -> Mount {
             text.lines()
                 .find_map(|line| line.strip_prefix("mnt_id:")?.trim().parse().ok())
         });
-    let mount = number
-        .and_then(|id| mountinfo::find(&fs::read_to_string("/proc/self/mountinfo").ok()?, id));
-    mount.unwrap_or_else(|| Mount {
-        place: PathBuf::new(),
-        file_system: "unknown".to_owned(),
-        source: String::new(),
-    })
+    let mount = number.and_then(|id| mountinfo::find(&fs::read("/proc/self/mountinfo").ok()?, id));
+    mount.unwrap_or_else(Mount::unknown)
 }
 
 /// By name, and where /proc is not to be had by the magic number of statfs.
@@ -183,6 +188,49 @@ fn kind_of(anchor: &Anchor, mount: &Mount) -> MountKind {
         Ok(FUSE_SUPER_MAGIC) if by_name == MountKind::Disk => MountKind::Fuse,
         _ => by_name,
     }
+}
+
+/// What a new file tells of the place it is in.
+struct Traits {
+    owner: u32,
+    ignores_case: bool,
+}
+
+fn look_at_a_file(directory: &OwnedFd, names: &TemporaryNames) -> nix::Result<Traits> {
+    let name = names.next();
+    let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW;
+    let file = beneath(directory, &name, flags, Mode::S_IRUSR | Mode::S_IWUSR)?;
+    // Asked by name, as everybody else will see it: a squashing server may show the open file otherwise.
+    let found = fstatat(directory, name.as_str(), AtFlags::AT_SYMLINK_NOFOLLOW);
+    let shouted = fstatat(
+        directory,
+        name.to_ascii_uppercase().as_str(),
+        AtFlags::AT_SYMLINK_NOFOLLOW,
+    );
+    drop(file);
+    unlinkat(directory, name.as_str(), UnlinkatFlags::NoRemoveDir)?;
+    let found = found?;
+    Ok(Traits {
+        owner: found.st_uid,
+        ignores_case: shouted.is_ok_and(|other| other.st_ino == found.st_ino),
+    })
+}
+
+/// A server that does not let root be root shows it in whom our files belong to.
+fn owner_warning(kind: MountKind, we: u32, owner: u32) -> Option<String> {
+    if kind != MountKind::Nfs || we == owner {
+        return None;
+    }
+    Some(if we == 0 {
+        format!(
+            "The server turns root into user {owner} (root squash): the directory must belong to {owner}, and whoever is \
+             {owner} on any client can change the backup. Export it with no_root_squash for this machine, or keep others out."
+        )
+    } else {
+        format!(
+            "Files of user {we} belong to {owner} on the server: check its user mapping, or others may change the backup."
+        )
+    })
 }
 
 /// A file that is written beside the objects, for a try, and removed.
@@ -227,4 +275,25 @@ fn accepts_direct_io(directory: &OwnedFd, names: &TemporaryNames) -> bool {
         file.write_all(block)
     });
     matches!(outcome, Ok(Ok(())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_squashed_root_is_told_whom_it_was_turned_into() {
+        let told = owner_warning(MountKind::Nfs, 0, 65534).unwrap();
+        assert!(
+            told.contains("root squash") && told.contains("65534"),
+            "{told}"
+        );
+        assert!(
+            owner_warning(MountKind::Nfs, 1000, 99)
+                .unwrap()
+                .contains("mapping")
+        );
+        assert_eq!(owner_warning(MountKind::Nfs, 0, 0), None);
+        assert_eq!(owner_warning(MountKind::Cifs, 0, 65534), None);
+    }
 }

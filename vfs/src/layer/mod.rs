@@ -3,4 +3,6 @@
 //! A forwarding implementation spells out every method, so that one added to the trait cannot slip past a layer.
 
 pub mod faulty;
+pub mod limit;
 pub mod retry;
+pub mod timetable;

@@ -27,6 +27,8 @@ pub struct RetryPolicy {
     pub delay_first: Duration,
     /// Longest pause.
     pub delay_max: Duration,
+    /// Longest pause that a volume may ask for; one that wants more is left to the queue at once.
+    pub retry_after_max: Duration,
     /// Scatters the pauses, so that a server that comes back is not met by everyone at once. Fixed in tests.
     pub jitter_seed: u64,
 }
@@ -38,6 +40,7 @@ impl Default for RetryPolicy {
             attempts_max: 5,
             delay_first: Duration::from_millis(200),
             delay_max: Duration::from_secs(5),
+            retry_after_max: Duration::from_secs(30),
             jitter_seed: u64::from(std::process::id()),
         }
     }
@@ -101,9 +104,11 @@ impl Retry {
                 Ok(value) => return Ok(value),
                 Err(error) => error,
             };
+            let asked_for = error.retry_after().unwrap_or_default();
             if !error.is_transient()
                 || number >= self.policy.attempts_max
-                || self.stop.wait(self.delay(number))
+                || asked_for > self.policy.retry_after_max
+                || self.stop.wait(self.delay(number).max(asked_for))
             {
                 return Err(error);
             }
@@ -228,6 +233,7 @@ mod tests {
             delay_first: delay,
             delay_max: delay,
             jitter_seed: 1,
+            ..RetryPolicy::default()
         };
         let stop = StopSignal::new();
         (Retry::new(faulty, policy, stop.clone()), controls, stop)
@@ -312,6 +318,7 @@ mod tests {
             delay_first: Duration::from_millis(100),
             delay_max: Duration::from_secs(1),
             jitter_seed: 7,
+            ..RetryPolicy::default()
         };
         let volume = Retry::new(Arc::new(MemoryVolume::new()), policy, StopSignal::new());
         for number in 1..80 {
