@@ -42,6 +42,12 @@ struct Place {
 impl Place {
     /// Mounted, with these words for `store update`; `None` where nothing can be mounted.
     fn mounted(update: &[&str], epoch_interval_secs: u64) -> Option<Place> {
+        let place = Place::unmounted()?;
+        place.begin(update, epoch_interval_secs);
+        Some(place)
+    }
+
+    fn unmounted() -> Option<Place> {
         let opened = OpenOptions::new().read(true).write(true).open("/dev/fuse");
         if opened.is_err() || !nix::unistd::geteuid().is_root() {
             eprintln!("skipped: needs root and /dev/fuse");
@@ -51,7 +57,11 @@ impl Place {
         for name in ["ext", "mnt", "view"] {
             fs::create_dir(dir.path().join(name)).unwrap();
         }
-        let place = Place { dir };
+        Some(Place { dir })
+    }
+
+    fn begin(&self, update: &[&str], epoch_interval_secs: u64) {
+        let place = self;
         place.ok(&["init"]);
         place.ok(&["store", "set", "dir", &place.text("ext")]);
         let path = place.path("backup/settings.json");
@@ -62,7 +72,6 @@ impl Place {
         // Without a daemon, which opens the backup path by itself.
         place.ok(&[&["store", "update"], update].concat());
         place.ok(&["mount", &place.text("mnt")]);
-        Some(place)
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -123,7 +132,7 @@ impl Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        for name in ["mnt", "view"] {
+        for name in ["mnt", "view", "disk"] {
             let _ = Command::new("umount")
                 .arg("-l")
                 .arg(self.path(name))
@@ -236,17 +245,25 @@ fn an_outage_longer_than_the_room_for_it_slows_writers_then_refuses_new_data_onl
     let writers = Writers::start(&mnt, 8);
     wait_until("writers are slowed", || place.phase() == "slowed");
     wait_until("several writers wait", || {
-        place.status()["backlog"]["waiting_writes"].as_u64().unwrap() >= 5
+        place.status()["backlog"]["waiting_writes"]
+            .as_u64()
+            .unwrap()
+            >= 5
     });
     let slowed = place.status();
     let allowed = slowed["backlog"]["allowed_bytes_per_sec"].as_u64();
-    assert!(allowed.unwrap() >= MIB, "never stopped by slowing: {slowed}");
+    assert!(
+        allowed.unwrap() >= MIB,
+        "never stopped by slowing: {slowed}"
+    );
     promptly("stat", || fs::metadata(mnt.join("kept")));
     promptly("a listing", || Ok(fs::read_dir(&mnt)?.count()));
     let read = promptly("a read", || fs::read(mnt.join("kept")));
     assert_eq!(read, noise(7, 3 << 20));
     promptly("a delete", || fs::remove_file(mnt.join("old-0")));
-    promptly("a rename", || fs::rename(mnt.join("old-1"), mnt.join("new-1")));
+    promptly("a rename", || {
+        fs::rename(mnt.join("old-1"), mnt.join("new-1"))
+    });
     promptly("mkdir", || fs::create_dir(mnt.join("dir")));
 
     // Slowed, not stopped: it goes on until the budget is used up.
@@ -256,7 +273,10 @@ fn an_outage_longer_than_the_room_for_it_slows_writers_then_refuses_new_data_onl
     assert_eq!(full["upload"]["state"], "down", "{full}");
     assert!(full["backlog"]["bytes"].as_u64() <= full["backlog"]["budget_bytes"].as_u64());
     assert!(place.ok(&["status"]).contains("FULL"), "{full}");
-    let mut kept = OpenOptions::new().append(true).open(mnt.join("kept")).unwrap();
+    let mut kept = OpenOptions::new()
+        .append(true)
+        .open(mnt.join("kept"))
+        .unwrap();
     let bulk = noise(9, 8 << 20);
     let refused = kept.write_all(&bulk).unwrap_err();
     assert!(is_full(&refused), "{refused}");
@@ -265,11 +285,18 @@ fn an_outage_longer_than_the_room_for_it_slows_writers_then_refuses_new_data_onl
     for n in 2..20 {
         promptly("a delete", || fs::remove_file(mnt.join(format!("old-{n}"))));
     }
-    promptly("a rename", || fs::rename(mnt.join("old-20"), mnt.join("dir/moved")));
+    promptly("a rename", || {
+        fs::rename(mnt.join("old-20"), mnt.join("dir/moved"))
+    });
     promptly("an empty file", || File::create(mnt.join("empty")));
-    promptly("a link", || fs::hard_link(mnt.join("old-21"), mnt.join("dir/link")));
+    promptly("a link", || {
+        fs::hard_link(mnt.join("old-21"), mnt.join("dir/link"))
+    });
     promptly("a cut", || {
-        OpenOptions::new().write(true).open(mnt.join("old-22"))?.set_len(10)
+        OpenOptions::new()
+            .write(true)
+            .open(mnt.join("old-22"))?
+            .set_len(10)
     });
     promptly("a sync", || kept.sync_all());
     assert_eq!(fs::read(mnt.join("old-23")).unwrap(), noise(123, 5000));
@@ -279,7 +306,9 @@ fn an_outage_longer_than_the_room_for_it_slows_writers_then_refuses_new_data_onl
     let pid = place.status()["daemon"]["pid"].clone();
     fs::rename(place.path("away"), place.path("ext")).unwrap();
     wait_until("writers go on", || writers.count() > before + 50);
-    wait_until("the old descriptor goes on", || kept.write_all(&bulk[..1000]).is_ok());
+    wait_until("the old descriptor goes on", || {
+        kept.write_all(&bulk[..1000]).is_ok()
+    });
     kept.sync_all().unwrap();
     let acknowledged = writers.end();
     place.ok(&["wait", "--until", "archived", "--timeout", "170"]);
@@ -299,12 +328,18 @@ fn an_outage_longer_than_the_room_for_it_slows_writers_then_refuses_new_data_onl
     ] {
         wait_until(event, || place.log().contains(event));
     }
-    assert!(!log.contains("could not be stored"), "accepted data was lost: {log}");
+    assert!(
+        !log.contains("could not be stored"),
+        "accepted data was lost: {log}"
+    );
     place.ok(&["umount", &place.text("mnt")]);
     // .. and from the external volume alone.
     let files = place.external_files("ext");
     for (name, seed) in &acknowledged {
-        assert!(files.get(name) == Some(&noise(*seed, FILE_LEN)), "{name} differs");
+        assert!(
+            files.get(name) == Some(&noise(*seed, FILE_LEN)),
+            "{name} differs"
+        );
     }
     assert_eq!(files["kept"].len() as u64, len + 1000);
     assert!(files.contains_key("empty") && !files.contains_key("old-5"));
@@ -321,7 +356,10 @@ fn epochs_are_archived_again_and_again_while_data_comes_faster_than_it_leaves() 
     let (mut archived, mut most) = (Vec::<u64>::new(), 0);
     let started = Instant::now();
     while archived.len() < 6 {
-        assert!(started.elapsed() < PATIENCE, "archived so far: {archived:?}");
+        assert!(
+            started.elapsed() < PATIENCE,
+            "archived so far: {archived:?}"
+        );
         let status = place.status();
         let unsent = status["packs"]["unsent_bytes"].as_u64().unwrap();
         let local = status["epoch_local"].as_u64().unwrap();
@@ -333,7 +371,11 @@ fn epochs_are_archived_again_and_again_while_data_comes_faster_than_it_leaves() 
         }
     }
     assert!(most < 300 * MIB, "the budget was passed: {most}");
-    assert_eq!(writers.refusals(), 0, "writers settle at the rate of the line");
+    assert_eq!(
+        writers.refusals(),
+        0,
+        "writers settle at the rate of the line"
+    );
     let status = place.status();
     assert!(status["backlog"]["drain_bytes_per_sec"].as_u64().unwrap() > 0);
     place.ok(&["limits", "set", "--upload", "unlimited"]);
@@ -342,7 +384,10 @@ fn epochs_are_archived_again_and_again_while_data_comes_faster_than_it_leaves() 
     place.ok(&["umount", &place.text("mnt")]);
     let files = place.external_files("ext");
     for (name, seed) in &acknowledged {
-        assert!(files.get(name) == Some(&noise(*seed, FILE_LEN)), "{name} differs");
+        assert!(
+            files.get(name) == Some(&noise(*seed, FILE_LEN)),
+            "{name} differs"
+        );
     }
 }
 
@@ -366,7 +411,9 @@ fn with_ack_remote_an_fsync_means_the_external_volume_alone_gives_it_back() {
             thread::spawn(move || write_synced(&path, &noise(n, 70_000)).unwrap())
         })
         .collect();
-    threads.into_iter().for_each(|thread| thread.join().unwrap());
+    threads
+        .into_iter()
+        .for_each(|thread| thread.join().unwrap());
     // As if the machine had burned down at this very moment.
     copy_tree(&place.path("ext"), &place.path("copy"));
     let files = place.external_files("copy");
@@ -435,7 +482,11 @@ fn a_wait_for_one_directory_does_not_wait_for_what_comes_behind_it() {
         place.ok(&["wait", "--until", level, &dir, "--timeout", "100"]);
         place.ok(&["wait", "--until", level, &letter, "--timeout", "100"]);
     }
-    assert_eq!(place.status()["epoch_local"].as_u64().unwrap(), before, "no epoch closed for it");
+    assert_eq!(
+        place.status()["epoch_local"].as_u64().unwrap(),
+        before,
+        "no epoch closed for it"
+    );
     // What changed since is not there.
     fs::write(mnt.join("mail/new"), noise(3, 1000)).unwrap();
     for path in [&dir, &place.text("mnt/bulk")] {
@@ -445,7 +496,102 @@ fn a_wait_for_one_directory_does_not_wait_for_what_comes_behind_it() {
     let outside = place.run(&["wait", &place.text("backup"), "--timeout", "5"]);
     assert_eq!(outside.status.code(), Some(2), "{outside:?}");
     fs::rename(place.path("away"), place.path("ext")).unwrap();
-    place.ok(&["wait", "--until", "archived", &place.text("mnt/bulk"), "--timeout", "170"]);
+    place.ok(&[
+        "wait",
+        "--until",
+        "archived",
+        &place.text("mnt/bulk"),
+        "--timeout",
+        "170",
+    ]);
     copy_tree(&place.path("ext"), &place.path("copy"));
     assert_eq!(place.external_files("copy")["bulk"], noise(2, 40 << 20));
+}
+
+/// The backup path on a small disk of its own.
+fn on_small_disk(len: &str) -> Option<Place> {
+    let place = Place::unmounted()?;
+    fs::create_dir(place.path("disk")).unwrap();
+    let mounted = Command::new("mount")
+        .args(["-t", "tmpfs", "-o", &format!("size={len}"), "tmpfs"])
+        .arg(place.path("disk"))
+        .status();
+    if !mounted.is_ok_and(|status| status.success()) {
+        eprintln!("skipped: no tmpfs can be mounted");
+        return None;
+    }
+    fs::create_dir(place.path("disk/backup")).unwrap();
+    std::os::unix::fs::symlink(place.path("disk/backup"), place.path("backup")).unwrap();
+    Some(place)
+}
+
+/// Takes all that is free.
+fn fill(path: &Path) {
+    let mut file = File::create(path).unwrap();
+    for len in [1 << 20, 4096] {
+        while file.write_all(&vec![1; len]).is_ok() {}
+    }
+}
+
+#[test]
+fn on_a_disk_that_others_fill_accepted_data_is_kept_and_deletes_go_on() {
+    let Some(place) = on_small_disk("500M") else {
+        return;
+    };
+    place.begin(&["--reserve", "64M"], 300);
+    let mnt = place.path("mnt");
+    for n in 0..100 {
+        fs::write(mnt.join(format!("old-{n}")), noise(n, 3000)).unwrap();
+    }
+    place.ok(&["wait", "--until", "archived"]);
+    let ballast = place.path("backup/ballast");
+    wait_until("the ballast is made", || {
+        fs::metadata(&ballast).is_ok_and(|found| found.len() == 16 * MIB)
+    });
+    fs::rename(place.path("ext"), place.path("away")).unwrap();
+    let writers = Writers::start(&mnt, 2);
+    wait_until("new data is refused", || writers.refusals() > 20);
+    let unsynced = noise(77, 300_000);
+    // Accepted before others fill the disk to the last block, synced after.
+    let mut late = File::create(mnt.join("late")).unwrap();
+    let is_accepted = late.write_all(&unsynced).is_ok();
+    fill(&place.path("disk/filler"));
+    wait_until("the ballast is given up", || {
+        fs::metadata(&ballast).is_ok_and(|found| found.len() == 0)
+    });
+    for n in 0..50 {
+        promptly("a delete", || fs::remove_file(mnt.join(format!("old-{n}"))));
+    }
+    promptly("a rename", || {
+        fs::rename(mnt.join("old-60"), mnt.join("new-60"))
+    });
+    assert_eq!(fs::read(mnt.join("old-70")).unwrap(), noise(70, 3000));
+    late.sync_all().unwrap();
+    let status = place.status();
+    assert_eq!(status["failure"], Value::Null, "{status}");
+    assert_eq!(status["backlog"]["phase"], "full", "{status}");
+
+    // Room again, then the volume: all goes on.
+    fs::remove_file(place.path("disk/filler")).unwrap();
+    fs::rename(place.path("away"), place.path("ext")).unwrap();
+    let before = writers.count();
+    wait_until("writers go on", || writers.count() > before + 20);
+    let acknowledged = writers.end();
+    place.ok(&["wait", "--until", "archived", "--timeout", "170"]);
+    wait_until("the ballast is made again", || {
+        fs::metadata(&ballast).is_ok_and(|found| found.len() == 16 * MIB)
+    });
+    assert!(!place.log().contains("could not be stored"));
+    place.ok(&["umount", &place.text("mnt")]);
+    let files = place.external_files("ext");
+    for (name, seed) in &acknowledged {
+        assert!(
+            files.get(name) == Some(&noise(*seed, FILE_LEN)),
+            "{name} differs"
+        );
+    }
+    if is_accepted {
+        assert!(files["late"] == unsynced);
+    }
+    assert!(!files.contains_key("old-49") && files.contains_key("new-60"));
 }

@@ -72,21 +72,24 @@ mod tests {
 
     #[test]
     fn sizes_and_durations_are_read_as_people_write_them() {
-        let sizes = ["0", "4096", "1K", "1.5 GiB", "200g", "2TB", "16P"].map(|text| size(text).unwrap());
-        let expected = [
-            0,
-            4096,
-            1024,
-            3 << 29,
-            200 << 30,
-            2 << 40,
-            16 << 50,
-        ];
+        let sizes =
+            ["0", "4096", "1K", "1.5 GiB", "200g", "2TB", "16P"].map(|text| size(text).unwrap());
+        let expected = [0, 4096, 1024, 3 << 29, 200 << 30, 2 << 40, 16 << 50];
         assert_eq!(sizes, expected);
         let times = ["30", "90 s", "5m", "24h", "1.5h", "7d"].map(|text| duration(text).unwrap());
         assert_eq!(times, [30, 90, 300, 86_400, 5400, 604_800]);
         assert_eq!(budget("Auto"), Ok(0));
-        for nonsense in ["", "G", "1X", "-1", "1.", "1.2.3", "99999999999T", "1 G G", "99999P"] {
+        for nonsense in [
+            "",
+            "G",
+            "1X",
+            "-1",
+            "1.",
+            "1.2.3",
+            "99999999999T",
+            "1 G G",
+            "99999P",
+        ] {
             assert!(size(nonsense).is_err(), "{nonsense}");
             assert!(budget(nonsense).is_err(), "{nonsense}");
         }

@@ -411,8 +411,8 @@ impl Shared {
             open.sealing_bytes -= unsealed;
             self.note_unsealed(&open);
         }
-        let sealed = written
-            .and_then(|SealedPack { id, len, .. }| self.ledger.sealed(id, len).map(|()| id));
+        let sealed =
+            written.and_then(|SealedPack { id, len, .. }| self.ledger.sealed(id, len).map(|()| id));
         let mut open = self.lock();
         open.sealing_count -= 1;
         match &sealed {

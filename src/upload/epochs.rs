@@ -46,10 +46,7 @@ pub trait LocalEpochs: Send + Sync {
 }
 
 /// The newest epoch that is not archived yet, and all of whose packs are.
-pub(super) fn newest_ready(
-    epochs: &dyn LocalEpochs,
-    ledger: &Ledger,
-) -> Option<Arc<WaitingEpoch>> {
+pub(super) fn newest_ready(epochs: &dyn LocalEpochs, ledger: &Ledger) -> Option<Arc<WaitingEpoch>> {
     let archived = ledger.archived_epoch();
     let mut waiting = epochs.waiting();
     waiting.retain(|epoch| epoch.record.epoch > archived);

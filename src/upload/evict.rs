@@ -100,3 +100,58 @@ pub fn evict(
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::chunk;
+    use crate::pack::writer::{PackIo, PackWriter};
+    use crate::types::{SessionId, Uuid};
+
+    const NOW: u64 = 1_000_000;
+    const HOUR: u64 = 3600;
+
+    fn pack(root: &Path, ledger: &Ledger, count: u64, verified_at: Option<u64>) -> PackId {
+        let id = PackId::new(SessionId([5; 8]), count);
+        let mut writer = PackWriter::create(root, [1; 16], id, 0, PackIo::default()).unwrap();
+        let plain = vec![u8::try_from(count).unwrap(); 50_000];
+        writer
+            .append(chunk::hash(&plain), chunk::Codec::Raw, 50_000, &plain)
+            .unwrap();
+        let len = writer.seal().unwrap().len;
+        ledger.sealed(id, len).unwrap();
+        if let Some(verified_at) = verified_at {
+            ledger.uploaded(id, len, verified_at).unwrap();
+        }
+        id
+    }
+
+    #[test]
+    fn young_packs_go_only_under_pressure_and_while_the_volume_is_up() {
+        let dir = tempfile::tempdir().unwrap();
+        let ledger = Ledger::open(dir.path(), Uuid([1; 16])).unwrap();
+        let old = pack(dir.path(), &ledger, 1, Some(NOW - 30 * HOUR));
+        let young = pack(dir.path(), &ledger, 2, Some(NOW - HOUR));
+        let newer = pack(dir.path(), &ledger, 3, Some(NOW));
+        let unsent = pack(dir.path(), &ledger, 4, None);
+        let evicted = || -> Vec<PackId> {
+            let all = [old, young, newer, unsent];
+            let gone = |pack: &PackId| ledger.get(*pack).unwrap().evicted;
+            all.into_iter().filter(gone).collect()
+        };
+        let limits = CacheLimits::new(1 << 30, 24 * HOUR);
+        let evict = |pressure| evict(dir.path(), &ledger, limits, pressure, NOW).unwrap();
+        evict(Pressure::Young(0));
+        assert_eq!(evicted(), []);
+        evict(Pressure::Old(u64::MAX));
+        assert_eq!(evicted(), [old], "the others may be lost when it is back");
+        evict(Pressure::Young(1));
+        assert_eq!(evicted(), [old, young]);
+        evict(Pressure::Young(u64::MAX));
+        assert_eq!(
+            evicted(),
+            [old, young, newer],
+            "unsent data is never evicted"
+        );
+    }
+}

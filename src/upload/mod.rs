@@ -427,11 +427,7 @@ impl Shared {
         let read = std::fs::read(&path).map_err(Error::io("read", &path));
         let bytes = read.map_err(Trouble::Local)?;
         let len = u32::try_from(bytes.len()).map_err(|_| {
-            Trouble::Local(Error::corrupt(
-                path.display().to_string(),
-                0,
-                "over 4 GiB",
-            ))
+            Trouble::Local(Error::corrupt(path.display().to_string(), 0, "over 4 GiB"))
         })?;
         let survey = survey(pack, &bytes);
         for damage in &survey.damage {

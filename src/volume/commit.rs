@@ -306,7 +306,8 @@ impl Committer {
         let len = self.parts.overlay.len();
         let is_old = len.epoch > 0 && self.epoch_opened.elapsed() >= self.parts.epoch_interval;
         // What stays open stays in the journal, and waits for room there.
-        if (is_old || len.epoch > EPOCH_LEN_MAX) && self.parts.backlog.has_room_to_close(len.epoch) {
+        if (is_old || len.epoch > EPOCH_LEN_MAX) && self.parts.backlog.has_room_to_close(len.epoch)
+        {
             self.close_epoch(Vec::new());
         }
     }

@@ -29,8 +29,8 @@ use crate::volume::init;
 use crate::volume::limits::LimitStatus;
 use crate::volume::lock::PathLock;
 use crate::volume::open::whole;
-use crate::volume::settings::{Settings, Store};
 use crate::volume::pacer::Pacer;
+use crate::volume::settings::{Settings, Store};
 use crate::volume::view_tree::ViewTree;
 
 /// What recovery found and did.

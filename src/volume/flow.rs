@@ -143,7 +143,10 @@ mod tests {
         let large = allowed_rate(10_000_000 * MIB, 10_000_000 * MIB, 0).unwrap();
         assert_eq!(large, 2_000_000 * MIB / 3600);
         assert_eq!(allowed_rate(5, 0, 0), Some(MIB));
-        assert_eq!(allowed_rate(u64::MAX, u64::MAX, u64::MAX).map(|_| ()), Some(()));
+        assert_eq!(
+            allowed_rate(u64::MAX, u64::MAX, u64::MAX).map(|_| ()),
+            Some(())
+        );
     }
 
     #[test]
@@ -153,10 +156,17 @@ mod tests {
         assert_eq!((meter.drain_per_sec(), meter.growth_per_sec()), (0, None));
         // Ten minutes in which 10 MiB come and 8 leave each second, then an outage of an hour.
         for secs in 0..600 {
-            meter.sample(start + Duration::from_secs(secs), 2 * MIB * secs, 8 * MIB * secs);
+            meter.sample(
+                start + Duration::from_secs(secs),
+                2 * MIB * secs,
+                8 * MIB * secs,
+            );
         }
         assert_eq!(meter.drain_per_sec(), 8 * MIB);
-        assert_eq!(meter.time_to_full(2 * MIB * 3600), Some(Duration::from_secs(3600)));
+        assert_eq!(
+            meter.time_to_full(2 * MIB * 3600),
+            Some(Duration::from_secs(3600))
+        );
         for secs in 600..4200 {
             let unsent = 1200 * MIB + 10 * MIB * (secs - 600);
             meter.sample(start + Duration::from_secs(secs), unsent, 4800 * MIB);
@@ -166,7 +176,11 @@ mod tests {
         assert!(meter.samples.len() <= 601);
         // It drains: there is no end in sight.
         for secs in 4200..5000 {
-            meter.sample(start + Duration::from_secs(secs), MIB * (5000 - secs), 9000 * MIB);
+            meter.sample(
+                start + Duration::from_secs(secs),
+                MIB * (5000 - secs),
+                9000 * MIB,
+            );
         }
         assert!(meter.growth_per_sec() < Some(0));
         assert_eq!(meter.time_to_full(MIB), None);

@@ -56,8 +56,8 @@ impl Volume {
             // What is not in a pack yet is in one after this.
             self.commit()?;
             missing = self.missing_below(below, progress)?;
-            let is_all_there = missing.packs.is_empty()
-                && (level < Durability::Archived || !missing.metadata);
+            let is_all_there =
+                missing.packs.is_empty() && (level < Durability::Archived || !missing.metadata);
             if is_all_there {
                 return Ok(());
             }
