@@ -215,21 +215,26 @@ fn a_secret_comes_from_the_environment_a_file_or_a_pipe_and_never_from_the_comma
         "AK1",
         "--no-test",
     ];
-    let add = |more: &[&str]| [&common[..], more].concat();
+    fn add<'a>(common: &[&'a str], more: &[&'a str]) -> Vec<&'a str> {
+        [common, more].concat()
+    }
     let key = place.path("key");
     fs::write(&key, format!("{SECRET}\n")).unwrap();
     fs::set_permissions(&key, fs::Permissions::from_mode(0o644)).unwrap();
     let file = key.to_str().unwrap();
-    let refused = place.run(&add(&["--label", "a", "--secret-file", file]));
+    let refused = place.run(&add(&common, &["--label", "a", "--secret-file", file]));
     refused.says(1, "chmod 600");
     refused.hides(SECRET);
     fs::set_permissions(&key, fs::Permissions::from_mode(0o600)).unwrap();
     place
-        .run(&add(&["--label", "a", "--secret-file", file]))
+        .run(&add(&common, &["--label", "a", "--secret-file", file]))
         .ok();
 
     let mut child = place
-        .command(&add(&["--label", "b", "--secret-file", "/dev/stdin"]))
+        .command(&add(
+            &common,
+            &["--label", "b", "--secret-file", "/dev/stdin"],
+        ))
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
@@ -245,7 +250,7 @@ fn a_secret_comes_from_the_environment_a_file_or_a_pipe_and_never_from_the_comma
 
     let pair = Ended::of(
         place
-            .command(&add(&["--label", "c"]))
+            .command(&add(&common, &["--label", "c"]))
             .env("AWS_ACCESS_KEY_ID", "OTHER")
             .env("AWS_SECRET_ACCESS_KEY", SECRET)
             .output()
@@ -263,7 +268,12 @@ fn a_secret_comes_from_the_environment_a_file_or_a_pipe_and_never_from_the_comma
         );
     }
     for option in ["--secret", "--secret-key", "--secret-access-key"] {
-        assert_eq!(place.run(&add(&["--label", "d", option, "x"])).code, 2);
+        assert_eq!(
+            place
+                .run(&add(&common, &["--label", "d", option, "x"]))
+                .code,
+            2
+        );
     }
 }
 
@@ -631,7 +641,7 @@ fn a_volume_lives_in_a_bucket_and_comes_back_from_it_alone() {
         .json();
     assert_eq!(set.pointer("/store/bucket"), added.pointer("/bucket/id"));
     let content: Vec<u8> = (0..3_000_000_u32)
-        .map(|n| (n.wrapping_mul(2_654_435_761) >> 13) as u8)
+        .map(|n| n.wrapping_mul(2_654_435_761).to_le_bytes()[2])
         .collect();
     back_up(&place, &place.text("backup"), "file", &content);
     let status = place.run(&["status"]).ok();

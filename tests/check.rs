@@ -291,7 +291,7 @@ fn spoil(root: &Path, changes: Changes) -> CheckReport {
         sealed: Vec::new(),
     };
     let replaced = archive.close(&closed).unwrap();
-    archive.remove_segments(&replaced).unwrap();
+    archive.remove_segments(replaced).unwrap();
     maintain::check(root, CheckOptions::default(), &mut |_, _| {}).unwrap()
 }
 

@@ -19,8 +19,8 @@ use tidefs::maintain::take_over::{TakeOver, take_over};
 use tidefs::maintain::{CheckOptions, check};
 use tidefs::types::Ino;
 use tidefs::upload::UploadState;
-use tidefs::volume::settings::Store;
 use tidefs::volume::choice::Choice;
+use tidefs::volume::settings::Store;
 use tidefs::volume::{Durability, Volume, external};
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -350,7 +350,7 @@ fn evicted_packs_are_not_left_behind_by_taking_over_a_copy_that_lacks_them() {
     let before = files(&older);
     match take(&place.path(), &older) {
         Err(Error::Refused(reason)) => {
-            assert!(reason.contains("older or another copy"), "{reason}")
+            assert!(reason.contains("older or another copy"), "{reason}");
         }
         outcome => panic!("{outcome:?}"),
     }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 
 use crate::cli::bucket;
+use crate::cli::units;
 use crate::daemon::Until;
 
 /// How a moment may be written.
@@ -86,6 +87,8 @@ pub(super) enum Store {
     Set(StoreSet),
     /// Show which one it is
     Show,
+    /// Show settings of the cache and of outages, or change them, from now on
+    Update(StoreUpdate),
     /// Try out what it can do: rename, fsync, listing, put and read back
     Test {
         /// The place to try: dir:/path; without it, the external volume of the backup path
@@ -128,6 +131,42 @@ pub(super) enum StoreSet {
         #[arg(long, value_name = "FILE")]
         fstab: Option<PathBuf>,
     },
+}
+
+#[derive(Debug, Default, ClapArgs)]
+pub(super) struct StoreUpdate {
+    /// What is not on the external volume yet may take up this much: 200G, or auto for as much as the disk holds.
+    /// Writers are slowed above four fifths of it, and refused above all of it
+    #[arg(long, value_name = "SIZE", value_parser = units::budget)]
+    pub(super) unsent_budget: Option<u64>,
+    /// Local copies of what is on the external volume may take up this much
+    #[arg(long, value_name = "SIZE", value_parser = units::size)]
+    pub(super) cache: Option<u64>,
+    /// What is read again of packs that were emptied may take up this much beside them; 0 keeps it in memory only
+    #[arg(long, value_name = "SIZE", value_parser = units::size)]
+    pub(super) read_cache: Option<u64>,
+    /// Those copies stay for at least this long: 24h, 3d
+    #[arg(long, value_name = "DURATION", value_parser = units::duration)]
+    pub(super) evict_after: Option<u64>,
+    /// This much of the backup path's disk stays free
+    #[arg(long, value_name = "SIZE", value_parser = units::size)]
+    pub(super) reserve: Option<u64>,
+    /// The external volume is down when it is silent for this long
+    #[arg(long, value_name = "DURATION", value_parser = units::duration)]
+    pub(super) remote_timeout: Option<u64>,
+    /// So many packs are on their way at the same time
+    #[arg(long, value_name = "N")]
+    pub(super) uploads: Option<u32>,
+    /// What fsync waits for: the local disk, the external volume, or nothing
+    #[arg(long, value_enum)]
+    pub(super) ack: Option<AckMode>,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(super) enum AckMode {
+    Local,
+    Remote,
+    PageCache,
 }
 
 #[derive(Debug, Subcommand)]
@@ -267,6 +306,8 @@ pub(super) struct Wait {
     /// Give up after this (exit code 3, or 5 if the external volume is away)
     #[arg(long, value_name = "SECONDS")]
     pub(super) timeout: Option<u64>,
+    /// Only for this file or directory of the mount, as it is now
+    pub(super) path: Option<PathBuf>,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]

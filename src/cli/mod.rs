@@ -24,6 +24,8 @@ mod take_over;
 mod time;
 mod trial;
 mod umount;
+mod units;
+mod update;
 mod wait;
 
 use std::ffi::OsString;

@@ -23,6 +23,8 @@ struct Shown {
     epoch_archived: u64,
     recovery_point_secs: Option<i64>,
     packs: Packs,
+    backlog: Backlog,
+    time_to_full_secs: Option<u64>,
     store: Store,
     upload: Upload,
     #[serde(default)]
@@ -43,6 +45,15 @@ struct Packs {
     bytes: u64,
     unsent_count: u64,
     unsent_bytes: u64,
+}
+
+#[derive(Deserialize)]
+struct Backlog {
+    bytes: u64,
+    budget_bytes: u64,
+    phase: String,
+    allowed_bytes_per_sec: Option<u64>,
+    drain_bytes_per_sec: u64,
 }
 
 #[derive(Deserialize)]
@@ -114,6 +125,15 @@ impl Shown {
             ),
         );
         line("packs", self.packs());
+        if self.store != Store::Local {
+            line("unsent", self.unsent());
+        }
+        if let Some(secs) = self.time_to_full_secs {
+            line(
+                "forecast",
+                format!("at this rate the cache is full in {}", span(secs)),
+            );
+        }
         for loss in &self.losses {
             line("LOST", loss.clone());
         }
@@ -207,10 +227,43 @@ impl Shown {
     }
 }
 
+impl Shown {
+    fn unsent(&self) -> String {
+        let backlog = &self.backlog;
+        let mut text = format!(
+            "{} of at most {}",
+            size(backlog.bytes),
+            size(backlog.budget_bytes)
+        );
+        if backlog.drain_bytes_per_sec > 0 {
+            // Writing to a string does not fail.
+            let _ = write!(text, ", sent at {}/s", size(backlog.drain_bytes_per_sec));
+        }
+        match (backlog.phase.as_str(), backlog.allowed_bytes_per_sec) {
+            ("full", _) => text.push_str(
+                "; FULL: new data is refused until some of it was sent, deletes and reads go on",
+            ),
+            (_, Some(rate)) => {
+                // As above.
+                let _ = write!(
+                    text,
+                    "; WRITERS ARE SLOWED to {}/s, as it is nearly full",
+                    size(rate)
+                );
+            }
+            _ => {}
+        }
+        text
+    }
+}
+
 fn fsync_means(ack: &str) -> String {
     match ack {
         "local" => "on the local disk, also after a power cut".into(),
-        "remote" => "on the external volume".into(),
+        "remote" => "on the external volume, which alone gives it back (ack = remote)".into(),
+        "page-cache" => {
+            "NOTHING: a crash takes the last second of work with it (ack = page-cache)".into()
+        }
         other => other.to_owned(),
     }
 }
@@ -264,6 +317,12 @@ mod tests {
             "backup_path": "/b\u{1b}[2J", "volume": "ab", "session": "cd", "ack": "local",
             "epoch_local": 7, "epoch_archived": epoch_archived, "recovery_point_secs": point,
             "packs": { "count": 3, "bytes": 4096, "unsent_count": 1, "unsent_bytes": unsent },
+            "backlog": {
+                "bytes": 900 << 20, "budget_bytes": 1 << 30, "phase": "slowed",
+                "allowed_bytes_per_sec": 3 << 20, "drain_bytes_per_sec": 2 << 20,
+                "growth_bytes_per_sec": 1 << 20, "waiting_writes": 2,
+            },
+            "time_to_full_secs": 31 * 3600,
             "store": store, "upload": upload, "direct_io": true, "free_bytes": 1 << 30,
             "cache_bytes": 4096, "read_cache_bytes": 0, "losses": [],
             "recovery": { "frames": 0, "packs_sealed": 0, "index_note": null, "took_ms": 1 },
@@ -282,6 +341,9 @@ mod tests {
             "2.0 KiB unsent",
             "DOWN for 1 minute",
             "no answer",
+            "900 MiB of at most 1.0 GiB, sent at 2.0 MiB/s",
+            "SLOWED to 3.0 MiB/s",
+            "at this rate the cache is full in 1 day 7 hours",
         ] {
             assert!(text.contains(part), "{part}: {text}");
         }

@@ -11,7 +11,7 @@ use crate::cli::args::{Store as Command, StoreSet};
 use crate::cli::output::{clean, count};
 use crate::cli::take_over;
 use crate::cli::trial::{table, try_out};
-use crate::cli::{Context, Outcome, absolute};
+use crate::cli::{Context, Outcome, absolute, update};
 use crate::daemon::client::Client;
 use crate::daemon::{BucketPlace, Failure, Request};
 use crate::volume::choice::Choice;
@@ -62,6 +62,7 @@ pub(super) fn run(context: &mut Context, command: Command) -> Outcome {
             set(context, request)
         }
         Command::Show => show(context),
+        Command::Update(change) => update::run(context, &change),
         Command::Test { spec, fstab } => test(context, spec.as_deref(), fstab.as_deref()),
     }
 }

@@ -1,5 +1,6 @@
 //! `tidefs store set .. --take-over`
 
+use std::fmt::Write as _;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -13,8 +14,8 @@ use crate::clock::civil;
 use crate::daemon::client::Client;
 use crate::daemon::{Failure, Progress};
 use crate::maintain::take_over::{TakeOver, take_over};
-use crate::volume::open::TAKE_OVER_PLAN;
 use crate::volume::choice::Choice;
+use crate::volume::open::TAKE_OVER_PLAN;
 use crate::volume::{Durability, Volume};
 
 /// How long the first epoch of ours may take to be there.
@@ -47,10 +48,11 @@ pub(super) fn run(context: &mut Context, choice: &Choice) -> Outcome {
     let document = json!({ "take_over": taken, "is_archived": first.is_ok() });
     let mut text = told(&taken);
     if let Err(failure) = first {
-        text.push_str(&format!(
+        let _ = write!(
+            text,
             " The first epoch of ours is not there yet, and is sent at the next mount: {}",
             clean(&failure.text)
-        ));
+        );
     }
     context.out.done(&document, &text)
 }
@@ -82,10 +84,11 @@ fn told(taken: &TakeOver) -> String {
             .push_str(" It is of our own past: nothing was set aside, and what it lacks is sent."),
         Some(aside) => {
             let aside = clean(&aside.display().to_string());
-            text.push_str(&format!(
+            let _ = write!(
+                text,
                 " What was only here ({}) is in {aside}; look at it with tidefs -p {aside} mount --at now DIRECTORY.",
                 count(taken.packs_set_aside, "pack")
-            ));
+            );
         }
     }
     text

@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 
 use crate::daemon::failure::{Failure, FailureKind};
 use crate::daemon::protocol::{BucketPlace, Progress, Request, Until};
+use crate::types::{AccountId, Ino};
 use crate::upload::UploadState;
 use crate::volume::choice::Choice;
 use crate::volume::place::{self, Look};
@@ -31,7 +32,12 @@ pub fn perform(
         }
         Request::Epochs => value(&volume.closed_epochs()?),
         Request::Snapshot { name } => snapshot(volume, name.as_deref()),
-        Request::Wait { until, timeout_ms } => wait(volume, *until, *timeout_ms, progress),
+        Request::Wait {
+            until,
+            timeout_ms,
+            below,
+        } => wait(volume, (*until, *below), *timeout_ms, progress),
+        Request::StoreUpdate { change } => value(&volume.update(change)?),
         Request::StoreSet {
             path,
             force,
@@ -126,14 +132,20 @@ pub fn check_name(name: &str) -> Result<(), String> {
 
 fn wait(
     volume: &Volume,
-    until: Until,
+    (until, below): (Until, Option<u64>),
     timeout_ms: Option<u64>,
     progress: &mut dyn FnMut(Progress) -> bool,
 ) -> Result<Value, Failure> {
     let deadline = timeout_ms.map(|ms| Instant::now() + Duration::from_millis(ms));
     let mut meter = Meter::default();
     let mut gave_up = None;
-    let outcome = volume.wait(until.into(), &mut |status| {
+    let below = below.map(Ino);
+    if below.is_some_and(|ino| ino.account().get() > AccountId::MAX) {
+        return Err(Failure::usage(
+            "what is below .snapshots is of the past: name the file or directory itself",
+        ));
+    }
+    let outcome = volume.wait_for(until.into(), below, &mut |status| {
         if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
             gave_up = Some(too_late(status, until));
         } else if !progress(meter.read(status)) {

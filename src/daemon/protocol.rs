@@ -11,6 +11,7 @@ use serde_json::Value;
 use crate::daemon::failure::Failure;
 use crate::volume::Durability;
 use crate::volume::limits::LimitChange;
+use crate::volume::update::SettingsChange;
 
 /// Longest line that is read: a list of epochs is the longest thing said.
 const LINE_LEN_MAX: u64 = 64 << 20;
@@ -65,6 +66,14 @@ pub enum Request {
         until: Until,
         /// Give up after this.
         timeout_ms: Option<u64>,
+        /// For this file or directory only, by the number that the mount shows.
+        #[serde(default)]
+        below: Option<u64>,
+    },
+    /// Change settings, from now on.
+    StoreUpdate {
+        /// What to change.
+        change: SettingsChange,
     },
     /// Where packs go from now on.
     StoreSet {

@@ -82,10 +82,7 @@ impl Place {
 
     fn external(&self) -> ExternalPacks {
         let far: Arc<dyn Volume> = Arc::clone(&self.far) as _;
-        Arc::new(ExternalPacks::new(Arc::new(Faulty::new(
-            far,
-            self.controls.clone(),
-        ))))
+        ExternalPacks::new(Arc::new(Faulty::new(far, self.controls.clone())))
     }
 
     /// As without a backup path.

@@ -16,7 +16,6 @@ use crate::types::{Epoch, Lsn, SessionId};
 const ALLOCATE_STEP_BYTES: u64 = 4 << 20;
 
 /// The journal, open for appending. After a failed write or sync it takes nothing more.
-#[derive(Debug)]
 pub struct JournalWriter {
     dir: PathBuf,
     volume: [u8; 16],
@@ -24,6 +23,16 @@ pub struct JournalWriter {
     next_lsn: Lsn,
     open: Option<OpenFile>,
     failure: Option<String>,
+    on_full: Option<Box<dyn Fn() -> bool + Send + Sync>>,
+}
+
+impl std::fmt::Debug for JournalWriter {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("JournalWriter")
+            .field("dir", &self.dir)
+            .field("next_lsn", &self.next_lsn)
+            .finish_non_exhaustive()
+    }
 }
 
 #[derive(Debug)]
@@ -45,7 +54,14 @@ impl JournalWriter {
             next_lsn,
             open: None,
             failure: None,
+            on_full: None,
         }
+    }
+
+    /// What to do when there is no room for a frame; says whether something was freed, so that it is worth
+    /// another try.
+    pub fn set_on_full(&mut self, on_full: Box<dyn Fn() -> bool + Send + Sync>) {
+        self.on_full = Some(on_full);
     }
 
     /// The number of the next frame.
@@ -65,7 +81,14 @@ impl JournalWriter {
         }
         let lsn = self.next_lsn;
         let bytes = frame::encode(lsn, epoch, self.session, packs, changes);
-        match self.write(epoch, &bytes) {
+        let written = match self.write(epoch, &bytes) {
+            // Nothing was written yet.
+            Err(Error::NoSpace { .. }) if self.on_full.as_ref().is_some_and(|free| free()) => {
+                self.write(epoch, &bytes)
+            }
+            written => written,
+        };
+        match written {
             Ok(()) => {
                 self.next_lsn = Lsn(lsn.0 + 1);
                 Ok(lsn)
@@ -107,7 +130,13 @@ impl JournalWriter {
             .write(true)
             .create_new(true)
             .open(&path)
-            .map_err(Error::io("create", &path))?;
+            .map_err(|error| match error.raw_os_error() {
+                // Not even a name: as good as no room for the frame.
+                Some(libc::ENOSPC | libc::EDQUOT) => Error::NoSpace {
+                    path: self.dir.clone(),
+                },
+                _ => Error::io("create", &path)(error),
+            })?;
         let mut open = OpenFile {
             path,
             file,

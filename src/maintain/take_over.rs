@@ -32,12 +32,12 @@ use crate::pack::ledger::{Peeked, peek};
 use crate::types::{Epoch, Ino, SessionId, Uuid};
 use crate::upload::fork::{RECORD_LEN_MAX, RecordObject, claims, newest_records};
 use crate::volume::archive::Archive;
+use crate::volume::choice::{Choice, Chosen, enter_use, leave_use};
 use crate::volume::init::{external_identity, hostname, read_identity};
 use crate::volume::lock::PathLock;
 use crate::volume::namespace;
-use crate::volume::store::sentinel;
 use crate::volume::settings::{Settings, Store, rewrite};
-use crate::volume::choice::{Choice, Chosen, enter_use, leave_use};
+use crate::volume::store::sentinel;
 
 use stage::Stage;
 use switch::Plan;
@@ -158,11 +158,13 @@ impl Scene<'_> {
     fn look<'a>(root: &'a Path, choice: &Choice) -> Result<Scene<'a>> {
         let ours = read_identity(root)?;
         let settings = Settings::read(root)?;
-        let chosen = choice.open(root, &ours.volume, settings.remote_timeout())?.ok_or_else(|| {
-            Error::Refused(
-                "there is nothing to take over where packs stay in the backup path".into(),
-            )
-        })?;
+        let chosen = choice
+            .open(root, &ours.volume, settings.remote_timeout())?
+            .ok_or_else(|| {
+                Error::Refused(
+                    "there is nothing to take over where packs stay in the backup path".into(),
+                )
+            })?;
         let external = Arc::clone(&chosen.volume);
         let there = external_identity(&*external)?.ok_or_else(|| {
             Error::Refused(format!(

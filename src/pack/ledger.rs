@@ -7,15 +7,18 @@
 //! An upload counts for one external volume only (invariant 9): the record carries its UUID, and
 //! another volume's records are not read.
 
-use std::collections::BTreeMap;
+mod known;
+
 use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::error::{Error, Result};
 use crate::format::wire::Reader;
 use crate::types::{Epoch, PackId, Uuid};
+use known::Known;
 
 const FILE_NAME: &str = "packs.log";
 const RECORD_LEN: usize = 64;
@@ -49,6 +52,10 @@ pub struct PackEntry {
 pub struct Ledger {
     path: PathBuf,
     inner: Mutex<Inner>,
+    /// As in the totals: writers ask at each write, and must not wait while somebody syncs under the lock.
+    unsent_bytes: AtomicU64,
+    /// Of packs noted as uploaded since the opening.
+    sent_bytes: AtomicU64,
 }
 
 #[derive(Debug)]
@@ -56,13 +63,6 @@ struct Inner {
     file: File,
     known: Known,
     unsynced: bool,
-}
-
-#[derive(Debug)]
-struct Known {
-    external: Uuid,
-    packs: BTreeMap<PackId, PackEntry>,
-    archived: Epoch,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -137,18 +137,14 @@ pub struct Peeked {
 /// Reads the ledger in `dir` without opening it: somebody else may be writing it.
 pub fn peek(dir: &Path, external: Uuid) -> Result<Peeked> {
     let bytes = read(&dir.join(FILE_NAME))?;
-    let mut known = Known {
-        external,
-        packs: BTreeMap::new(),
-        archived: Epoch(0),
-    };
+    let mut known = Known::new(external);
     bytes
         .chunks_exact(RECORD_LEN)
         .filter_map(Record::decode)
         .for_each(|record| known.note(&record));
     Ok(Peeked {
-        packs: known.packs.into_iter().collect(),
-        archived: known.archived,
+        packs: known.all().collect(),
+        archived: known.archived(),
     })
 }
 
@@ -172,23 +168,21 @@ impl Ledger {
         // A record is only ever appended at a multiple of its length.
         file.set_len((bytes.len() - bytes.len() % RECORD_LEN) as u64)
             .map_err(Error::io("truncate", &path))?;
-        let known = Known {
-            external,
-            packs: BTreeMap::new(),
-            archived: Epoch(0),
-        };
         let mut inner = Inner {
             file,
-            known,
+            known: Known::new(external),
             unsynced: false,
         };
         bytes
             .chunks_exact(RECORD_LEN)
             .filter_map(Record::decode)
             .for_each(|record| inner.known.note(&record));
+        let unsent_bytes = AtomicU64::new(inner.known.totals().unsent_bytes);
         Ok(Ledger {
             path,
             inner: Mutex::new(inner),
+            unsent_bytes,
+            sent_bytes: AtomicU64::new(0),
         })
     }
 
@@ -203,7 +197,14 @@ impl Ledger {
             .write_all(&record.encode())
             .map_err(Error::io("write", &self.path))?;
         inner.unsynced = true;
+        let before = inner.known.totals().unsent_bytes;
         inner.known.note(record);
+        let after = inner.known.totals().unsent_bytes;
+        self.unsent_bytes.store(after, Ordering::Relaxed);
+        if record.kind == Kind::Uploaded {
+            let sent = before.saturating_sub(after);
+            self.sent_bytes.fetch_add(sent, Ordering::Relaxed);
+        }
         Ok(())
     }
 
@@ -212,13 +213,13 @@ impl Ledger {
         self.sync()?;
         let bytes = std::fs::read(&self.path).map_err(Error::io("read", &self.path))?;
         let mut inner = self.lock();
-        inner.known.external = external;
-        inner.known.packs.clear();
-        inner.known.archived = Epoch(0);
+        inner.known = Known::new(external);
         bytes
             .chunks_exact(RECORD_LEN)
             .filter_map(Record::decode)
             .for_each(|record| inner.known.note(&record));
+        let unsent = inner.known.totals().unsent_bytes;
+        self.unsent_bytes.store(unsent, Ordering::Relaxed);
         Ok(())
     }
 
@@ -235,7 +236,7 @@ impl Ledger {
 
     /// A pack is on the external volume.
     pub fn uploaded(&self, pack: PackId, len: u32, verified_at: u64) -> Result<()> {
-        let external = self.lock().known.external;
+        let external = self.lock().known.external();
         self.append(&Record {
             kind: Kind::Uploaded,
             id: pack.0,
@@ -247,7 +248,7 @@ impl Ledger {
 
     /// The external volume has everything up to `epoch`.
     pub fn archived(&self, epoch: Epoch, time: u64) -> Result<()> {
-        let external = self.lock().known.external;
+        let external = self.lock().known.external();
         let mut id = [0; 16];
         id[..8].copy_from_slice(&epoch.0.to_le_bytes());
         self.append(&Record {
@@ -303,54 +304,42 @@ impl Ledger {
 
     /// What is known of a pack.
     pub fn get(&self, pack: PackId) -> Option<PackEntry> {
-        self.lock().known.packs.get(&pack).copied()
+        self.lock().known.get(pack)
     }
 
     /// The newest epoch that is complete on the external volume.
     pub fn archived_epoch(&self) -> Epoch {
-        self.lock().known.archived
+        self.lock().known.archived()
     }
 
-    /// Packs that are sealed and not uploaded, oldest name first, up to `count_max`.
+    /// Packs that are sealed and not uploaded, in the order in which they were sealed, up to `count_max`.
     pub fn to_upload(&self, count_max: usize) -> Vec<(PackId, PackEntry)> {
-        let inner = self.lock();
-        let waiting = inner
-            .known
-            .packs
-            .iter()
-            .filter(|(_, entry)| entry.state == PackState::Sealed);
-        waiting
-            .take(count_max)
-            .map(|(pack, entry)| (*pack, *entry))
-            .collect()
+        self.lock().known.unsent().take(count_max).collect()
+    }
+
+    /// Whether `is_meant` of any pack that is sealed and not uploaded.
+    pub fn is_any_unsent(&self, mut is_meant: impl FnMut(PackId) -> bool) -> bool {
+        self.lock().known.unsent().any(|(pack, _)| is_meant(pack))
+    }
+
+    /// Bytes of packs that are sealed and not uploaded. Never waits.
+    pub fn unsent_bytes(&self) -> u64 {
+        self.unsent_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Bytes that were noted as uploaded since the opening. Never waits.
+    pub fn sent_bytes(&self) -> u64 {
+        self.sent_bytes.load(Ordering::Relaxed)
     }
 
     /// All packs.
     pub fn all(&self) -> Vec<(PackId, PackEntry)> {
-        self.lock()
-            .known
-            .packs
-            .iter()
-            .map(|(pack, entry)| (*pack, *entry))
-            .collect()
+        self.lock().known.all().collect()
     }
 
     /// Counts and bytes of packs: not uploaded, and all.
     pub fn totals(&self) -> Totals {
-        let inner = self.lock();
-        let mut totals = Totals::default();
-        for entry in inner.known.packs.values() {
-            totals.packs += 1;
-            totals.bytes += u64::from(entry.len);
-            if !entry.evicted {
-                totals.local_bytes += u64::from(entry.len);
-            }
-            if entry.state == PackState::Sealed {
-                totals.unsent_packs += 1;
-                totals.unsent_bytes += u64::from(entry.len);
-            }
-        }
-        totals
+        self.lock().known.totals()
     }
 }
 
@@ -367,61 +356,6 @@ pub struct Totals {
     pub unsent_bytes: u64,
     /// Bytes of packs whose local copy is whole.
     pub local_bytes: u64,
-}
-
-impl Known {
-    fn note(&mut self, record: &Record) {
-        let pack = PackId(record.id);
-        match record.kind {
-            Kind::Sealed => {
-                let entry = PackEntry {
-                    len: record.len,
-                    state: PackState::Sealed,
-                    evicted: false,
-                };
-                self.packs.entry(pack).or_insert(entry);
-            }
-            Kind::Uploaded if record.external == self.external => {
-                let state = PackState::Uploaded {
-                    verified_at: record.time,
-                };
-                let evicted = self.packs.get(&pack).is_some_and(|known| known.evicted);
-                self.packs.insert(
-                    pack,
-                    PackEntry {
-                        len: record.len,
-                        state,
-                        evicted,
-                    },
-                );
-            }
-            Kind::Archived if record.external == self.external => {
-                let number = record
-                    .id
-                    .first_chunk::<8>()
-                    .map_or(0, |bytes| u64::from_le_bytes(*bytes));
-                self.archived = self.archived.max(Epoch(number));
-            }
-            Kind::Evicted => {
-                if let Some(entry) = self.packs.get_mut(&pack) {
-                    entry.evicted = true;
-                }
-            }
-            Kind::Gone => {
-                self.packs.remove(&pack);
-            }
-            Kind::Uploaded => {
-                // Uploaded to another volume: for this one it is as good as sealed, if it is still whole here.
-                let entry = PackEntry {
-                    len: record.len,
-                    state: PackState::Sealed,
-                    evicted: false,
-                };
-                self.packs.entry(pack).or_insert(entry);
-            }
-            Kind::Archived => {}
-        }
-    }
 }
 
 #[cfg(test)]
@@ -466,6 +400,30 @@ mod tests {
                 local_bytes: 300
             }
         );
+    }
+
+    #[test]
+    fn packs_are_sent_in_the_order_in_which_they_were_sealed() {
+        let dir = tempfile::tempdir().unwrap();
+        let ledger = Ledger::open(dir.path(), HERE).unwrap();
+        // The name of a later session may come first in the order of names.
+        let later = |n| PackId::new(SessionId([1; 8]), n);
+        let sealed = [pack(2), pack(3), later(1), pack(9), later(2)];
+        for id in sealed {
+            ledger.sealed(id, 100).unwrap();
+        }
+        ledger.uploaded(pack(3), 100, 5).unwrap();
+        // Its external copy is bad: it is as if it were new.
+        ledger.uploaded(pack(2), 100, 5).unwrap();
+        ledger.unsent(pack(2), 100).unwrap();
+        let expected = [later(1), pack(9), later(2), pack(2)];
+        for ledger in [ledger, Ledger::open(dir.path(), HERE).unwrap()] {
+            let waiting: Vec<_> = ledger.to_upload(9).iter().map(|(id, _)| *id).collect();
+            assert_eq!(waiting, expected);
+            assert_eq!(ledger.unsent_bytes(), 400);
+            assert!(ledger.is_any_unsent(|id| id == pack(9)));
+            assert!(!ledger.is_any_unsent(|id| id == pack(3)));
+        }
     }
 
     #[test]

@@ -9,7 +9,8 @@
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
@@ -38,6 +39,9 @@ const READERS_MAX: usize = 128;
 /// Told of each pack that is sealed and in the ledger.
 pub type OnSealed = Box<dyn Fn(PackId) + Send + Sync>;
 
+/// Called when the disk is full; says whether something was freed, so that it is worth another try.
+pub type OnFull = Box<dyn Fn() -> bool + Send + Sync>;
+
 /// The packs.
 #[derive(Debug)]
 pub struct PackStore {
@@ -59,6 +63,9 @@ struct Shared {
     sealed: Condvar,
     readers: Mutex<HashMap<PackId, (Arc<LocalPack>, u64)>>,
     on_sealed: OnSealed,
+    on_full: OnceLock<OnFull>,
+    /// Bytes in packs that are not sealed: writers ask at each write, and must not wait for the open pack.
+    unsealed_bytes: AtomicU64,
 }
 
 impl std::fmt::Debug for Shared {
@@ -79,6 +86,8 @@ struct Open {
     /// Full packs whose tickets no commit has redeemed yet.
     unsynced: Vec<(PackId, SyncTicket)>,
     sealing_count: usize,
+    /// Bytes in packs that are being sealed.
+    sealing_bytes: u64,
     direct_io: Option<bool>,
     failure: Option<String>,
 }
@@ -116,6 +125,8 @@ impl PackStore {
             sealed: Condvar::new(),
             readers: Mutex::default(),
             on_sealed,
+            on_full: OnceLock::new(),
+            unsealed_bytes: AtomicU64::new(0),
         });
         let (queue, full) = bounded::<PackWriter>(SEALING_MAX);
         let sealer = {
@@ -181,6 +192,7 @@ impl PackStore {
         let writer = self.shared.writer(&mut open)?;
         let location = writer.append(blob, codec, plain_len, stored)?;
         open.last_append = Some(Instant::now());
+        self.shared.note_unsealed(&open);
         drop(open);
         self.shared.blobs.insert(blob, location);
         if let Some(writer) = full {
@@ -327,13 +339,15 @@ impl PackStore {
         std::mem::take(&mut self.shared.lock().sealed)
     }
 
-    /// Bytes in packs that are not sealed yet.
+    /// What to do when there is no room for a new pack. Once.
+    pub fn set_on_full(&self, on_full: OnFull) {
+        // A second one would be a second reserve: there is one for each backup path.
+        let _ = self.shared.on_full.set(on_full);
+    }
+
+    /// Bytes in packs that are not sealed yet. Never waits.
     pub fn open_bytes(&self) -> u64 {
-        self.shared
-            .lock()
-            .writer
-            .as_ref()
-            .map_or(0, |writer| u64::from(writer.pack_len()))
+        self.shared.unsealed_bytes.load(Ordering::Relaxed)
     }
 
     /// The newest pack of this session, if it has written one.
@@ -411,7 +425,13 @@ impl Shared {
         } else {
             let id = PackId::new(self.session, open.next_count);
             let created_ns = self.clock.now_ns();
-            let writer = PackWriter::create(&self.root, self.volume, id, created_ns, self.io)?;
+            let create = || PackWriter::create(&self.root, self.volume, id, created_ns, self.io);
+            let writer = match create() {
+                Err(Error::NoSpace { .. }) if self.on_full.get().is_some_and(|free| free()) => {
+                    create()?
+                }
+                created => created?,
+            };
             open.next_count += 1;
             open.direct_io = Some(writer.direct_io());
             self.readers().insert(id, (writer.reader(), u64::MAX));
@@ -430,14 +450,28 @@ impl Shared {
         })?;
         open.unsynced.push((writer.id(), ticket));
         open.sealing_count += 1;
+        open.sealing_bytes += u64::from(writer.pack_len());
         open.last_append = None;
         Ok(Some(writer))
     }
 
+    fn note_unsealed(&self, open: &Open) {
+        let writing = open.writer.as_ref().map_or(0, PackWriter::pack_len);
+        let unsealed = open.sealing_bytes + u64::from(writing);
+        self.unsealed_bytes.store(unsealed, Ordering::Relaxed);
+    }
+
     fn seal(&self, writer: PackWriter) {
-        let sealed = writer
-            .seal()
-            .and_then(|SealedPack { id, len, .. }| self.ledger.sealed(id, len).map(|()| id));
+        let unsealed = u64::from(writer.pack_len());
+        let written = writer.seal();
+        {
+            // Before the ledger counts it: a pack that counts twice for a moment would refuse a write.
+            let mut open = self.lock();
+            open.sealing_bytes -= unsealed;
+            self.note_unsealed(&open);
+        }
+        let sealed =
+            written.and_then(|SealedPack { id, len, .. }| self.ledger.sealed(id, len).map(|()| id));
         let mut open = self.lock();
         open.sealing_count -= 1;
         match &sealed {

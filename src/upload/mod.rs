@@ -5,9 +5,12 @@
 //! volume a complete backup at every instant (invariant 2): packs before the segments that name them,
 //! segments before their record, and no record while one of another writer's is newer.
 
+mod batch;
+mod epochs;
 pub mod evict;
 pub mod fork;
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -21,15 +24,16 @@ use crate::clock::Clock;
 use crate::error::{Error, Result};
 use crate::failpoint;
 use crate::format::record::EpochRecord;
-use crate::pack::ledger::{Ledger, PackState};
+use crate::pack::ledger::Ledger;
 use crate::pack::verify::{Damage, survey};
 use crate::types::{PackId, SessionId};
-use crate::upload::evict::CacheLimits;
+use crate::upload::batch::{BATCH_LEN, Outcome, Trouble, put_all};
+use crate::upload::evict::{CacheLimits, Pressure};
 
-/// Packs put between two looks at the volume's identity.
-const BATCH_LEN: usize = 16;
-/// Packs on their way at the same time.
-const IN_FLIGHT: usize = 2;
+pub use epochs::{LocalEpochs, PackGate, WaitingEpoch};
+
+/// Packs on their way at the same time, unless told otherwise.
+const IN_FLIGHT: usize = 4;
 /// A round follows the one before after this, when nothing asks for one.
 const IDLE_INTERVAL: Duration = Duration::from_secs(1);
 /// First and longest wait after a failure.
@@ -38,29 +42,6 @@ const RETRY_MAX: Duration = Duration::from_secs(30);
 
 /// Losses that are named one by one; a disk that loses more is named by its first ones.
 const LOSSES_MAX: usize = 100;
-
-/// Which packs an epoch may refer to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct PackGate {
-    /// The session that is writing.
-    pub session: SessionId,
-    /// Its newest pack at that time, if it had one.
-    pub last_pack: Option<PackId>,
-}
-
-impl PackGate {
-    /// Whether the epoch may refer to `pack`. All packs of earlier sessions count.
-    fn covers(&self, pack: PackId) -> bool {
-        let is_ours = pack.0.first_chunk::<8>() == Some(&self.session.0);
-        !is_ours || self.last_pack.is_some_and(|last| pack <= last)
-    }
-}
-
-/// The newest epoch that is whole on the local disk.
-pub trait LocalEpochs: Send + Sync {
-    /// Its record and the packs it may refer to; `None` before the first.
-    fn newest(&self) -> Option<(EpochRecord, PackGate)>;
-}
 
 /// What the uploader is doing.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -107,6 +88,9 @@ struct Target {
     is_ledger_complete: bool,
     /// Nobody else had written to this volume when it was looked at.
     is_examined: bool,
+    in_flight: usize,
+    /// Bytes of the local disk that are wanted back.
+    pressure_bytes: u64,
 }
 
 impl Target {
@@ -169,6 +153,8 @@ impl Uploader {
             is_back: false,
             is_ledger_complete: false,
             is_examined: false,
+            in_flight: IN_FLIGHT,
+            pressure_bytes: 0,
         };
         let shared = Arc::new(Shared {
             root: root.to_owned(),
@@ -260,6 +246,16 @@ impl Uploader {
         self.shared.lock().limits = limits;
     }
 
+    /// This many packs are on their way at the same time, from the next batch on.
+    pub fn set_in_flight(&self, count: usize) {
+        self.shared.lock().in_flight = count;
+    }
+
+    /// So many bytes of the local disk are wanted back from packs that were uploaded, before their time.
+    pub fn set_pressure(&self, bytes: u64) {
+        self.shared.lock().pressure_bytes = bytes;
+    }
+
     /// Waits until a round is over, for at most `patience`.
     pub fn wait_for_round(&self, patience: Duration) {
         let target = self.shared.lock();
@@ -312,6 +308,9 @@ impl Shared {
                     self.settle(&external, UploadState::Up);
                 }
                 Err(error) => {
+                    // What it acknowledged lately may be gone when it is back.
+                    let evicted = self.evict(Pressure::Old);
+                    let error = evicted.err().unwrap_or(error);
                     wait = retry;
                     retry = (retry * 2).min(RETRY_MAX);
                     self.settle(&external, self.state_after(&error));
@@ -398,24 +397,32 @@ impl Shared {
 
     fn round(&self, volume: &dyn Volume) -> Result<()> {
         look(volume)?;
-        loop {
-            let batch = self.ledger.to_upload(BATCH_LEN);
-            if batch.is_empty() {
+        let mut unreadable = BTreeSet::new();
+        let mut trouble = None;
+        while !self.lock().stop {
+            let mut packs = self.ledger.to_upload(BATCH_LEN + unreadable.len());
+            packs.retain(|(pack, _)| !unreadable.contains(pack));
+            if packs.is_empty() {
                 break;
             }
             self.refuse_fork_once(volume)?;
-            let packs: Vec<PackId> = batch.iter().map(|(pack, _)| *pack).collect();
-            let sent = self.put_packs(volume, &packs)?;
+            let packs: Vec<PackId> = packs.iter().map(|(pack, _)| *pack).collect();
+            let outcome = self.put_packs(volume, &packs);
             look(volume)?;
             failpoint::hit(failpoint::AFTER_PACK_PUT);
-            for (pack, len) in sent {
+            for (pack, len) in outcome.sent {
                 self.ledger.uploaded(pack, len, self.clock.now_secs())?;
             }
+            unreadable.extend(outcome.unreadable);
+            trouble = trouble.or(outcome.local);
+            outcome.failure.map_or(Ok(()), Err)?;
+            // Small, and what is sent is worth nothing without it: never behind the rest of the queue.
             self.archive(volume)?;
+            self.evict(Pressure::Young)?;
         }
         self.archive(volume)?;
-        let limits = self.lock().limits;
-        evict::evict(&self.root, &self.ledger, limits, self.clock.now_secs())
+        self.evict(Pressure::Young)?;
+        trouble.map_or(Ok(()), Err)
     }
 
     /// Before anything is sent after an opening: a clone is to find out now, not when its packs are there.
@@ -428,24 +435,21 @@ impl Shared {
         Ok(())
     }
 
-    fn put_packs(&self, volume: &dyn Volume, packs: &[PackId]) -> Result<Vec<(PackId, u32)>> {
-        let mut sent = Vec::new();
-        for some in packs.chunks(IN_FLIGHT) {
-            let outcomes = std::thread::scope(|scope| {
-                let puts: Vec<_> = some
-                    .iter()
-                    .map(|pack| scope.spawn(|| self.put_pack(volume, *pack)))
-                    .collect();
-                puts.into_iter()
-                    .map(|put| {
-                        put.join()
-                            .unwrap_or_else(|_| Err(Error::Poisoned("an upload panicked".into())))
-                    })
-                    .collect::<Result<Vec<_>>>()
-            })?;
-            sent.extend(outcomes);
-        }
-        Ok(sent)
+    fn evict(&self, pressure: fn(u64) -> Pressure) -> Result<()> {
+        let (limits, wanted) = {
+            let mut target = self.lock();
+            // What is freed now is seen at the next look at the disk.
+            (target.limits, std::mem::take(&mut target.pressure_bytes))
+        };
+        let now = self.clock.now_secs();
+        evict::evict(&self.root, &self.ledger, limits, pressure(wanted), now)
+    }
+
+    fn put_packs(&self, volume: &dyn Volume, packs: &[PackId]) -> Outcome {
+        let in_flight = self.lock().in_flight;
+        put_all(packs, in_flight, &|| self.lock().stop, &|pack| {
+            self.put_pack(volume, pack)
+        })
     }
 
     /// Puts one pack, unless it is there already. Pack names are never reused, so that an object of the
@@ -453,24 +457,20 @@ impl Shared {
     ///
     /// The very bytes that are sent are checked first. A damaged pack is sent all the same: its whole
     /// records are needed, the damaged ones say so themselves, and the loss is named.
-    fn put_pack(&self, volume: &dyn Volume, pack: PackId) -> Result<(PackId, u32)> {
+    fn put_pack(&self, volume: &dyn Volume, pack: PackId) -> Result<u32, Trouble> {
         let name = pack.object_name();
         let path = self.root.join(&name);
-        let bytes = std::fs::read(&path).map_err(Error::io("read", &path))?;
-        let len = u32::try_from(bytes.len())
-            .map_err(|_| Error::corrupt(path.display().to_string(), 0, "over 4 GiB"))?;
+        let read = std::fs::read(&path).map_err(Error::io("read", &path));
+        let bytes = read.map_err(Trouble::Local)?;
+        let len = u32::try_from(bytes.len()).map_err(|_| {
+            Trouble::Local(Error::corrupt(path.display().to_string(), 0, "over 4 GiB"))
+        })?;
         let survey = survey(pack, &bytes);
         for damage in &survey.damage {
             self.note_damage(&path, damage);
         }
-        let key = ObjectKey::new(name)?;
-        if volume
-            .head(&key)?
-            .is_none_or(|there| there.len != u64::from(len))
-        {
-            volume.put(&key, Body::Bytes(&bytes), Precondition::None)?;
-        }
-        Ok((pack, len))
+        put_bytes(volume, name, &bytes).map_err(Trouble::Volume)?;
+        Ok(len)
     }
 
     fn note_damage(&self, path: &Path, damage: &Damage) {
@@ -488,25 +488,15 @@ impl Shared {
         }
     }
 
-    /// Uploads the newest local epoch, if all packs it may refer to are there.
+    /// Uploads the newest epoch all of whose packs are there, if it is not archived yet.
     fn archive(&self, volume: &dyn Volume) -> Result<()> {
         if !self.lock().is_ledger_complete {
             return Ok(());
         }
-        let Some((record, gate)) = self.epochs.newest() else {
+        let Some(ready) = epochs::newest_ready(&*self.epochs, &self.ledger) else {
             return Ok(());
         };
-        if record.epoch <= self.ledger.archived_epoch() {
-            return Ok(());
-        }
-        let waits = self
-            .ledger
-            .all()
-            .iter()
-            .any(|(pack, entry)| entry.state == PackState::Sealed && gate.covers(*pack));
-        if waits {
-            return Ok(());
-        }
+        let record = &ready.record;
         for segment in &record.segments {
             put_file(volume, &segment.name, &self.root.join(&segment.name))?;
         }
@@ -526,8 +516,20 @@ impl Shared {
         failpoint::hit(failpoint::AFTER_RECORD_PUT);
         // Another writer may have looked as we did and put as we did: whoever looks last sees both.
         fork::refuse_fork(&self.root, volume, record.epoch)?;
-        self.ledger.archived(record.epoch, self.clock.now_secs())
+        self.ledger.archived(record.epoch, self.clock.now_secs())?;
+        self.epochs.archived(record.epoch);
+        Ok(())
     }
+}
+
+/// Puts `bytes` under `name`, unless an object of the same length is there.
+fn put_bytes(volume: &dyn Volume, name: String, bytes: &[u8]) -> Result<()> {
+    let key = ObjectKey::new(name)?;
+    let len = bytes.len() as u64;
+    if volume.head(&key)?.is_none_or(|there| there.len != len) {
+        volume.put(&key, Body::Bytes(bytes), Precondition::None)?;
+    }
+    Ok(())
 }
 
 /// Puts a local file under `name`, unless an object of the same length is there. Returns its length.

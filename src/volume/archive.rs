@@ -13,12 +13,15 @@ use crate::failpoint;
 use crate::format::keys::Changes;
 use crate::format::record::{EpochRecord, FORMAT, SegmentEntry};
 use crate::format::segment::{
-    BlockCache, FileSource, Segment, SegmentScope, SegmentSummary, SegmentWriter,
+    BlockCache, FileSource, Segment, SegmentName, SegmentScope, SegmentSummary, SegmentWriter,
 };
 use crate::meta::view::{View, merge_segments};
 use crate::types::{Epoch, Lsn, PackId, SessionId, Uuid};
+use crate::upload::{LocalEpochs, PackGate, WaitingEpoch};
+use crate::volume::live::free_bytes;
 use crate::volume::lost;
 use crate::volume::settings::{rewrite, sync_dir};
+use crate::volume::waiting::Waiting;
 
 /// Name of the directory of segments.
 pub const SEGMENTS_DIR: &str = "accounts";
@@ -64,6 +67,7 @@ pub struct Archive {
     session: SessionId,
     cache: Arc<BlockCache>,
     newest: Mutex<Archived>,
+    waiting: Waiting,
 }
 
 impl Archive {
@@ -102,7 +106,23 @@ impl Archive {
             session,
             cache,
             newest: Mutex::new(newest),
+            waiting: Waiting::default(),
         })
+    }
+
+    /// The epochs that wait for the external volume.
+    pub fn waiting(&self) -> &Waiting {
+        &self.waiting
+    }
+
+    /// The newest epoch as one that may wait.
+    fn newest_waiting(&self) -> Option<WaitingEpoch> {
+        let newest = self.newest();
+        let gate = PackGate {
+            session: self.session,
+            last_pack: newest.last_pack,
+        };
+        newest.record.map(|record| WaitingEpoch { record, gate })
     }
 
     /// The newest epoch that is whole here.
@@ -140,6 +160,11 @@ impl Archive {
         open.push(self.reopen(segments.last())?);
         let mut replaced = Vec::new();
         while let Some(from) = full_tier(&segments) {
+            let merged_len: u64 = segments.iter().skip(from).map(|entry| entry.len).sum();
+            // Merging is for later reads: it never takes the room that commits need.
+            if !self.has_room(merged_len) {
+                break;
+            }
             let inputs = open.split_off(from);
             let merged =
                 self.write_segment(|out, path| merge_segments(&inputs, out, path, self.session))?;
@@ -173,17 +198,63 @@ impl Archive {
             record: Some(record),
             last_pack: closed.last_pack,
         };
+        // Whoever may be sending the one before holds its segments.
+        if let Some(before) = self.newest_waiting() {
+            self.waiting.push(before);
+        }
         *self.newest.lock().unwrap_or_else(PoisonError::into_inner) = newest;
         Ok(replaced)
     }
 
-    /// Removes local segments that no record needs. An open view keeps reading them.
-    pub fn remove_segments(&self, replaced: &[SegmentEntry]) -> Result<()> {
-        for entry in replaced {
-            let path = self.root.join(&entry.name);
-            fs::remove_file(&path).map_err(Error::io("remove", &path))?;
+    /// Removes local segments that no record needs: neither the newest, nor one that waits for the
+    /// external volume. An open view keeps reading them.
+    pub fn remove_segments(&self, replaced: Vec<SegmentEntry>) -> Result<()> {
+        for entry in self.waiting.let_go(replaced) {
+            self.remove_segment(&entry)?;
         }
         Ok(())
+    }
+
+    fn remove_segment(&self, entry: &SegmentEntry) -> Result<()> {
+        let path = self.root.join(&entry.name);
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+            outcome => outcome.map_err(Error::io("remove", &path)),
+        }
+    }
+
+    /// Removes what a stop left: segments that were merged into one of the newest record's.
+    pub fn sweep_merged(&self) -> Result<()> {
+        // The newest first: what is written from here on is of a later epoch.
+        let Some(record) = self.newest().record else {
+            return Ok(());
+        };
+        let named: Vec<SegmentName> = record
+            .segments
+            .iter()
+            .map(SegmentEntry::parsed_name)
+            .collect::<Result<_>>()?;
+        let dir = self.root.join(SEGMENTS_DIR);
+        for entry in fs::read_dir(&dir).map_err(Error::io("list", &dir))? {
+            let entry = entry.map_err(Error::io("list", &dir))?;
+            let file_name = entry.file_name();
+            let Some(found) = file_name.to_str().and_then(SegmentName::parse_file_name) else {
+                continue;
+            };
+            let is_merged = named
+                .iter()
+                .any(|name| *name != found && name.first <= found.first && found.last <= name.last);
+            if is_merged && !self.waiting.needs(&found.to_string()) {
+                tracing::debug!(segment = %found, "a merged segment was left by a stop");
+                fs::remove_file(entry.path()).map_err(Error::io("remove", entry.path()))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn has_room(&self, len: u64) -> bool {
+        // A disk that cannot be asked tells at the write.
+        free_bytes(&self.root).map_or(true, |free| free / 2 > len)
     }
 
     fn reopen(&self, entry: Option<&SegmentEntry>) -> Result<Arc<Segment>> {
@@ -208,6 +279,21 @@ impl Archive {
         fs::rename(&temporary, &path).map_err(Error::io("rename", &temporary))?;
         sync_dir(&dir)?;
         Ok(summary)
+    }
+}
+
+impl LocalEpochs for Archive {
+    fn waiting(&self) -> Vec<Arc<WaitingEpoch>> {
+        self.waiting.lend(self.newest_waiting())
+    }
+
+    fn archived(&self, epoch: Epoch) {
+        for entry in self.waiting.archived(epoch) {
+            if let Err(error) = self.remove_segment(&entry) {
+                // The next opening removes it.
+                tracing::warn!(error = %error.chain(), "a merged segment stays");
+            }
+        }
     }
 }
 

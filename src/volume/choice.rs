@@ -10,6 +10,7 @@ use vfs::{ObjectKey, S3Config, Spec};
 use crate::buckets::{self, Registry, Use};
 use crate::error::{Error, Result};
 use crate::format::record::IDENTITY_NAME;
+use crate::volume::ack;
 use crate::volume::attach::attach;
 use crate::volume::engine::Volume;
 use crate::volume::open::{store_uuid, whole};
@@ -225,9 +226,10 @@ impl Volume {
                 "{evicted} packs are only on the external volume that is set now: it cannot be left behind"
             )));
         }
+        settings.store = store.clone();
+        ack::check(&settings)?;
         // Before the settings: a bucket that is in use and not entered could be removed.
         enter_use(&self.root, &store)?;
-        settings.store = store.clone();
         settings.write(&self.root)?;
         *whole(&self.settings) = settings.clone();
         leave_use(&self.root, &store);

@@ -21,6 +21,7 @@ use crate::meta::overlay::Overlay;
 use crate::pack::store::PackStore;
 use crate::types::{Epoch, Timestamp};
 use crate::volume::archive::ClosedEpoch;
+use crate::volume::backlog::Backlog;
 use crate::volume::files::Files;
 use crate::volume::health::Health;
 use crate::volume::indexer::ArchiveTask;
@@ -50,6 +51,8 @@ pub struct CommitParts {
     pub health: Arc<Health>,
     /// The wall time.
     pub clock: Arc<dyn crate::clock::Clock>,
+    /// Whether there is room for a segment.
+    pub backlog: Arc<Backlog>,
     /// An epoch closes after this.
     pub epoch_interval: Duration,
     /// An idle pack is sealed after this.
@@ -302,7 +305,9 @@ impl Committer {
         }
         let len = self.parts.overlay.len();
         let is_old = len.epoch > 0 && self.epoch_opened.elapsed() >= self.parts.epoch_interval;
-        if is_old || len.epoch > EPOCH_LEN_MAX {
+        // What stays open stays in the journal, and waits for room there.
+        if (is_old || len.epoch > EPOCH_LEN_MAX) && self.parts.backlog.has_room_to_close(len.epoch)
+        {
             self.close_epoch(Vec::new());
         }
     }
@@ -345,6 +350,10 @@ impl Committer {
         let len = self.parts.overlay.len();
         if len.epoch == 0 && name.is_none() {
             return Ok(None);
+        }
+        if !self.parts.backlog.has_room_to_close(len.epoch) {
+            let path = self.parts.backlog.root().to_owned();
+            return Err(Error::NoSpace { path });
         }
         let now = self.parts.clock.now();
         self.parts.overlay.transact(|tx| {

@@ -18,7 +18,9 @@ use crate::pack::ledger::{Ledger, Totals};
 use crate::pack::store::PackStore;
 use crate::types::{Epoch, SessionId, Timestamp};
 use crate::upload::{UploadState, Uploader};
+use crate::volume::ack::Acks;
 use crate::volume::archive::Archive;
+use crate::volume::backlog::{Backlog, BacklogStatus};
 use crate::volume::commit::{CommitQueue, decode_epoch};
 use crate::volume::files::Files;
 use crate::volume::health::Health;
@@ -26,8 +28,8 @@ use crate::volume::indexer::ArchiveTask;
 use crate::volume::limits::LimitStatus;
 use crate::volume::lock::PathLock;
 use crate::volume::open::whole;
+use crate::volume::pacer::Pacer;
 use crate::volume::settings::{Settings, Store};
-use crate::volume::space::SpaceWatch;
 use crate::volume::store::{CircuitStatus, ExternalStore};
 use crate::volume::view_tree::ViewTree;
 
@@ -73,7 +75,9 @@ pub struct Volume {
     pub(super) stop_refill: Arc<std::sync::atomic::AtomicBool>,
     pub(super) tasks: Mutex<Option<Sender<ArchiveTask>>>,
     pub(super) recovery: Recovery,
-    pub(super) space_watch: SpaceWatch,
+    pub(super) backlog: Arc<Backlog>,
+    pub(super) acks: Arc<Acks>,
+    pub(super) pacer: Pacer,
     pub(super) _lock: PathLock,
 }
 
@@ -124,6 +128,10 @@ pub struct Status {
     pub recovery_point_secs: Option<i64>,
     /// Packs here and away.
     pub packs: PackTotals,
+    /// What is only here, and how much it may become.
+    pub backlog: BacklogStatus,
+    /// Seconds until that is full, if it goes on as in the last minutes; absent when it does not grow.
+    pub time_to_full_secs: Option<u64>,
     /// Where packs go.
     pub store: Store,
     /// What the uploader is doing.
@@ -181,10 +189,6 @@ impl Volume {
         whole(&self.settings).clone()
     }
 
-    pub(super) fn settings_reserve(&self) -> u64 {
-        whole(&self.settings).reserve_bytes
-    }
-
     /// Who it is.
     pub fn identity(&self) -> &Identity {
         &self.identity
@@ -212,38 +216,6 @@ impl Volume {
         answered.recv().unwrap_or_else(|_| Err(gone()))
     }
 
-    /// Waits until what was done so far is as safe as `level`; tells `progress` what is missing, twice
-    /// a second. Gives up when `progress` says so.
-    pub fn wait(&self, level: Durability, progress: &mut dyn FnMut(&Status) -> bool) -> Result<()> {
-        if level <= Durability::Local {
-            return self.commit();
-        }
-        if self.settings().store == Store::Local {
-            return Err(Error::Refused(
-                "there is no external volume to wait for: set one with tidefs store set".into(),
-            ));
-        }
-        let epoch = self.close_epoch(None)?;
-        self.uploader.wake();
-        loop {
-            let is_there = match level {
-                Durability::Archived => self.ledger.archived_epoch() >= epoch,
-                _ => self.ledger.to_upload(1).is_empty(),
-            };
-            if is_there {
-                return Ok(());
-            }
-            if let UploadState::Refused { reason } = self.uploader.state() {
-                return Err(Error::Refused(reason));
-            }
-            self.health.check()?;
-            if !progress(&self.status()) {
-                return Err(Error::Refused("stopped waiting".into()));
-            }
-            self.uploader.wait_for_round(Duration::from_millis(500));
-        }
-    }
-
     /// How things are.
     pub fn status(&self) -> Status {
         let newest = self.archive.newest();
@@ -254,7 +226,7 @@ impl Volume {
             backup_path: self.root.clone(),
             volume: self.identity.volume.clone(),
             session: self.session.to_string(),
-            ack: "local",
+            ack: self.acks.mode().name(),
             epoch_local: newest
                 .record
                 .as_ref()
@@ -262,6 +234,8 @@ impl Volume {
             epoch_archived: archived,
             recovery_point_secs: has_store.then(|| self.recovery_point_secs(archived)),
             packs: PackTotals::new(self.ledger.totals(), self.packs.open_bytes()),
+            backlog: self.backlog.status(self.pacer.waiting()),
+            time_to_full_secs: self.backlog.time_to_full_secs(),
             store: settings.store,
             upload: self.uploader.state(),
             limits: self.limits(),
@@ -334,6 +308,8 @@ impl Volume {
         }
         self.join("archive");
         self.drain(Instant::now() + drain, progress);
+        self.acks.close();
+        self.pacer.stop();
         self.ledger.sync()?;
         self.health.check()
     }
@@ -401,6 +377,7 @@ impl Drop for Volume {
             let _ = tasks.send(ArchiveTask::Stop);
         }
         self.join("archive");
+        self.acks.close();
         // Nobody waits for an external volume that hangs: not the uploader, which is joined, and not a read.
         if let Some(external) = self.external() {
             external.stop();

@@ -279,7 +279,7 @@ impl Indexer {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .drop_through(epoch.epoch)?;
-        self.archive.remove_segments(&replaced)
+        self.archive.remove_segments(replaced)
     }
 
     /// The epoch's packs are whole and committed: dedupe may find their blobs after a crash too.

@@ -10,6 +10,7 @@ use crate::error::{Error, Result};
 use crate::fetch::ReadPlan;
 use crate::format::inode::Inode;
 use crate::types::{FileKind, Ino};
+use crate::volume::ack::Ack;
 use crate::volume::commit::ACTIVE_LEN_MAX;
 use crate::volume::engine::Volume;
 use crate::volume::files::OpenFile;
@@ -62,21 +63,10 @@ impl Volume {
         Ok(())
     }
 
-    /// Before new bytes: refuses when the disk is nearly full.
-    fn admit_bytes(&self) -> Result<()> {
-        self.health.check()?;
-        let reserve = self.settings_reserve();
-        if !self.space_watch.is_short(&self.root, reserve) {
-            return Ok(());
-        }
-        // What was only read goes before what is new is refused.
-        if self.packs.read_cache().give_back(reserve) == 0 {
-            return Err(Error::NoSpace {
-                path: self.root.clone(),
-            });
-        }
-        self.space_watch.look_again();
-        Ok(())
+    /// Before something new gets a name.
+    fn admit_name(&self) -> Result<()> {
+        self.admit()?;
+        self.backlog.admit_name()
     }
 
     /// Runs `work` on a file that is held open for it.
@@ -236,11 +226,11 @@ impl Tree for Volume {
         let stat =
             nix::sys::statvfs::statvfs(&self.root).map_err(Error::nix("statvfs", &self.root))?;
         let block_len = u32::try_from(stat.fragment_size()).unwrap_or(4096).max(512);
-        let reserve = self.settings_reserve() / u64::from(block_len);
+        let left = self.backlog.left_for_writers() / u64::from(block_len);
         Ok(Space {
             block_len,
             blocks: stat.blocks(),
-            blocks_free: stat.blocks_available().saturating_sub(reserve),
+            blocks_free: stat.blocks_available().min(left),
             files: INODES,
             files_free: INODES - 1,
         })
@@ -282,7 +272,7 @@ impl Tree for Volume {
     }
 
     fn create(&self, parent: Ino, name: &[u8], node: NewNode<'_>, caller: Caller) -> Result<Attr> {
-        self.admit()?;
+        self.admit_name()?;
         let now = self.clock.now();
         let uuid: [u8; 16] = if parent == Ino::ROOT {
             crate::clock::random()?
@@ -320,7 +310,7 @@ impl Tree for Volume {
     }
 
     fn link(&self, ino: Ino, parent: Ino, name: &[u8]) -> Result<Attr> {
-        self.admit()?;
+        self.admit_name()?;
         self.settle_if_open(ino)?;
         let now = self.clock.now();
         self.overlay
@@ -328,7 +318,9 @@ impl Tree for Volume {
     }
 
     fn write(&self, ino: Ino, offset: u64, bytes: &[u8], sync: bool, answer: Answer<()>) {
-        let written = self.admit_bytes().and_then(|()| {
+        let len = bytes.len() as u64;
+        let admitted = self.health.check().and_then(|()| self.backlog.admit(len));
+        let written = admitted.and_then(|()| {
             let file = self.file_of(ino)?;
             self.files
                 .write(&file, offset, bytes, self.clock.now(), &|| {
@@ -336,8 +328,13 @@ impl Tree for Volume {
                 })
         });
         match written {
-            Ok(()) if sync => self.fsync(ino, answer),
-            outcome => answer(outcome),
+            Ok(()) if sync => {
+                let hold = self.pacer.hold_later();
+                let held = Box::new(move |outcome| hold.answer(len, outcome, answer));
+                self.fsync(ino, held);
+            }
+            Ok(()) => self.pacer.hold(len, answer),
+            Err(error) => answer(Err(error)),
         }
     }
 
@@ -348,9 +345,20 @@ impl Tree for Volume {
     }
 
     fn fsync(&self, ino: Ino, answer: Answer<()>) {
-        match self.flush(ino) {
-            Ok(()) => self.queue.commit(answer),
-            Err(error) => answer(Err(error)),
+        if let Err(error) = self.flush(ino).and_then(|()| self.health.check()) {
+            return answer(Err(error));
+        }
+        match self.acks.mode() {
+            Ack::PageCache => answer(Ok(())),
+            Ack::Local => self.queue.commit(answer),
+            Ack::Remote => {
+                let acks = Arc::clone(&self.acks);
+                let closed = Box::new(move |closed| match closed {
+                    Ok(epoch) => acks.when_archived(epoch, answer),
+                    Err(error) => answer(Err(error)),
+                });
+                self.queue.close_epoch(None, closed);
+            }
         }
     }
 
@@ -360,7 +368,7 @@ impl Tree for Volume {
             .checked_add(len)
             .filter(|end| *end <= SIZE_MAX)
             .ok_or(Errno::EFBIG)?;
-        if matches!(mode, Fallocate::Allocate { .. }) && free_bytes(&self.root)? < len {
+        if matches!(mode, Fallocate::Allocate { .. }) && !self.backlog.fits(len) {
             return Err(Error::NoSpace {
                 path: self.root.clone(),
             });
@@ -430,7 +438,7 @@ impl Tree for Volume {
     }
 
     fn setxattr(&self, ino: Ino, name: &[u8], value: &[u8], mode: XattrMode) -> Result<()> {
-        self.admit()?;
+        self.admit_name()?;
         if xattrs::own(name).is_some() {
             return Err(Errno::EPERM.into());
         }

@@ -2,11 +2,15 @@
 //!
 //! In reading order: `tree` (the interface), `engine` (what an open volume is), `open` (recovery),
 //! `live` and `view_tree` (the two trees), `snapshots` (both as one), `external` and `follow` (without a backup path), `store` (how an external volume is opened), `place` (what it stands on), `choice` and `attach` (how one is chosen and becomes ours), `limits` (how much of its line is used), `namespace`, `extents`, `files`, `dirty` (what operations do),
-//! `commit`, `archive`, `indexer` (how it becomes durable). FUSE, the command line and sockets may not enter.
+//! `commit`, `archive`, `waiting`, `indexer` (how it becomes durable),
+//! `backlog`, `flow`, `pacer`, `space`, `ballast`, `ack`, `wait` (what is not on the external volume yet). FUSE, the command line and sockets may not enter.
 
 pub mod account;
+pub mod ack;
 pub mod archive;
 pub mod attach;
+pub mod backlog;
+pub mod ballast;
 pub mod choice;
 pub mod commit;
 pub mod dirty;
@@ -14,6 +18,7 @@ pub mod engine;
 pub mod extents;
 pub mod external;
 pub mod files;
+pub mod flow;
 pub mod follow;
 pub mod health;
 pub mod indexer;
@@ -24,6 +29,7 @@ pub mod lock;
 pub mod lost;
 pub mod namespace;
 pub mod open;
+pub mod pacer;
 pub mod place;
 pub mod settings;
 pub mod snapshots;
@@ -31,7 +37,10 @@ pub mod space;
 pub mod store;
 mod sweep;
 pub mod tree;
+pub mod update;
 pub mod view_tree;
+pub mod wait;
+pub mod waiting;
 pub mod xattrs;
 
 pub use engine::{Durability, EpochEntry, Recovery, Status, Volume};

@@ -27,22 +27,25 @@ use crate::meta::overlay::{Entries, Overlay};
 use crate::pack::ledger::Ledger;
 use crate::pack::read::{LocalPack, read_index};
 use crate::pack::recover::recover_unsealed;
-use crate::pack::refill::ReadCacheLimits;
 use crate::pack::store::PackStore;
 use crate::pack::writer::PackIo;
 use crate::types::{Epoch, Ino, Lsn, SessionId, Timestamp, Uuid};
-use crate::upload::evict::CacheLimits;
-use crate::upload::{LocalEpochs, PackGate, Uploader};
+use crate::upload::{LocalEpochs, Uploader};
+use crate::volume::ack::Acks;
 use crate::volume::archive::{Archive, ClosedEpoch};
+use crate::volume::backlog::Backlog;
+use crate::volume::ballast::Ballast;
 use crate::volume::commit::{Closing, CommitParts, CommitQueue, Committer, encode_epoch};
 use crate::volume::engine::{Recovery, Volume};
 use crate::volume::files::Files;
 use crate::volume::health::Health;
 use crate::volume::indexer::{ArchiveTask, Indexer};
 use crate::volume::lock::PathLock;
-use crate::volume::settings::Settings;
+use crate::volume::pacer::Pacer;
+use crate::volume::settings::{Settings, Store};
 use crate::volume::store;
 use crate::volume::tree::Caller;
+use crate::volume::update::Housekeeping;
 use crate::volume::{init, limits, lost, namespace, sweep};
 
 /// Memory for decoded segment blocks.
@@ -134,14 +137,10 @@ impl Volume {
             workers,
             INGEST_BUDGET_BYTES,
         )?);
-        let epochs = Arc::new(NewestEpoch {
-            archive: Arc::clone(&archive),
-            session,
-        });
         let uploader = Arc::new(Uploader::start(
             root,
             Arc::clone(&ledger),
-            epochs,
+            Arc::clone(&archive) as Arc<dyn LocalEpochs>,
             Arc::clone(&clock),
         )?);
         // 7. Replayed epochs are closed again: they lie over the base until the archive thread has them.
@@ -186,9 +185,12 @@ impl Volume {
                 Arc::clone(&blobs),
                 Arc::clone(&stop_refill),
             );
-            let uploader = Arc::clone(&uploader);
+            let (uploader, archive) = (Arc::clone(&uploader), Arc::clone(&archive));
             let read_cache = Arc::clone(packs.read_cache());
             spawn("pack-sweep", move || {
+                if let Err(error) = archive.sweep_merged() {
+                    tracing::warn!(error = %error.chain(), "merged segments stay");
+                }
                 match sweep::enter_packs(&root, session, &ledger) {
                     Ok(()) => uploader.ledger_is_complete(),
                     // Nothing is archived then: a pack that nobody knows of might be missing.
@@ -210,6 +212,31 @@ impl Volume {
             sent.map_err(|_| Error::Poisoned("the archive thread is gone".into()))?;
         }
         let files = Arc::new(Files::new(Arc::clone(&overlay), Arc::clone(&ingest)));
+        let backlog = Arc::new(Backlog::new(
+            root,
+            Arc::clone(&ledger),
+            Arc::clone(&packs),
+            ingest,
+            &settings,
+        ));
+        let give_up = |ballast: &Arc<Ballast>| {
+            let ballast = Arc::clone(ballast);
+            Box::new(move || ballast.give_up())
+        };
+        packs.set_on_full(give_up(backlog.ballast()));
+        whole(&journal).set_on_full(give_up(backlog.ballast()));
+        let acks = Arc::new(Acks::new(
+            Arc::clone(&ledger),
+            &uploader,
+            Arc::clone(&clock),
+            &settings,
+        ));
+        let pacer = Pacer::start(Box::new(Housekeeping {
+            backlog: Arc::clone(&backlog),
+            uploader: Arc::downgrade(&uploader),
+            acks: Arc::clone(&acks),
+            clock: Arc::clone(&clock),
+        }))?;
         let queue = Arc::new(CommitQueue::default());
         let committer = Committer::new(
             CommitParts {
@@ -220,6 +247,7 @@ impl Volume {
                 closed: tasks.clone(),
                 health: Arc::clone(&health),
                 clock: Arc::clone(&clock),
+                backlog: Arc::clone(&backlog),
                 epoch_interval: Duration::from_secs(settings.epoch_interval_secs),
                 seal_after: Duration::from_secs(settings.seal_after_secs),
             },
@@ -258,7 +286,9 @@ impl Volume {
             stop_refill,
             tasks: Mutex::new(Some(tasks)),
             recovery,
-            space_watch: crate::volume::space::SpaceWatch::default(),
+            backlog,
+            acks,
+            pacer,
             _lock: lock,
         });
         // 8. What nobody can reach any more, and the root directory of a new volume.
@@ -297,13 +327,9 @@ impl Volume {
     /// looked at: one that is away is no reason not to open, and one that hangs none to wait.
     pub fn connect_store(&self) {
         let settings = self.settings();
-        let limits = CacheLimits::new(settings.cache_bytes, settings.evict_after_secs);
-        self.uploader.set_limits(limits);
-        self.packs.read_cache().set_limits(ReadCacheLimits {
-            bytes_max: settings.read_cache_bytes,
-            // Long before new data is refused.
-            free_bytes_min: settings.reserve_bytes.saturating_mul(2),
-        });
+        self.apply(&settings);
+        let archived = (settings.store != Store::Local).then(|| self.ledger.archived_epoch());
+        self.archive.waiting().set_target(archived);
         let (store, refusal) = match store::connect(&self.identity, &settings) {
             Ok(store) => (store, None),
             Err(error) => (None, Some(error.chain())),
@@ -438,22 +464,6 @@ fn recovered_epochs(replay: replay::Replay, now: Timestamp) -> Vec<ClosedEpoch> 
             }
         })
         .collect()
-}
-
-struct NewestEpoch {
-    archive: Arc<Archive>,
-    session: SessionId,
-}
-
-impl LocalEpochs for NewestEpoch {
-    fn newest(&self) -> Option<(crate::format::record::EpochRecord, PackGate)> {
-        let newest = self.archive.newest();
-        let gate = PackGate {
-            session: self.session,
-            last_pack: newest.last_pack,
-        };
-        newest.record.map(|record| (record, gate))
-    }
 }
 
 /// A poisoned lock on the settings holds whole settings all the same: they are replaced, never changed.

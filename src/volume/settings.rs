@@ -11,6 +11,7 @@ use vfs::Spec;
 
 use crate::error::{Error, Result};
 use crate::types::Uuid;
+use crate::volume::ack::Ack;
 use crate::volume::limits::LimitSettings;
 
 /// Name of the settings in a backup path.
@@ -100,6 +101,12 @@ pub struct Settings {
     pub evict_after_secs: u64,
     /// New data is refused when the backup path's file system has less than this free.
     pub reserve_bytes: u64,
+    /// What is not on the external volume yet may take up this much; 0: as much as the disk holds.
+    pub unsent_bytes_max: u64,
+    /// Packs on their way to the external volume at the same time, each with its bytes in memory.
+    pub uploads_in_flight: u32,
+    /// What fsync waits for.
+    pub ack: Ack,
     /// How much of the line to the external volume is used.
     pub limits: LimitSettings,
     /// The external volume is down when it gave no sign of life for this long; until then reads of what is only there
@@ -117,6 +124,9 @@ impl Default for Settings {
             read_cache_bytes: 16 << 30,
             evict_after_secs: 24 * 3600,
             reserve_bytes: 256 << 20,
+            unsent_bytes_max: 0,
+            uploads_in_flight: 4,
+            ack: Ack::default(),
             limits: LimitSettings::default(),
             remote_timeout_secs: REMOTE_TIMEOUT.as_secs(),
         }

@@ -6,7 +6,7 @@ use nix::errno::Errno;
 
 use crate::error::Result;
 use crate::pack::ledger::PackState;
-use crate::types::Ino;
+use crate::types::{Ino, PackId};
 use crate::volume::engine::{Durability, Volume};
 use crate::volume::{extents, namespace};
 
@@ -29,12 +29,8 @@ impl Volume {
                 Durability::Archived => "archived".into(),
             },
             b"pack" => {
-                let mut packs: Vec<String> = self
-                    .extents_of(ino)?
-                    .iter()
-                    .map(|extent| extent.location.pack.to_string())
-                    .collect();
-                packs.dedup();
+                let packs = self.packs_of(ino)?;
+                let packs: Vec<String> = packs.iter().map(PackId::to_string).collect();
                 packs.join("\n")
             }
             b"stored_size" => {
@@ -75,6 +71,23 @@ impl Volume {
             _ if is_external && !extents.is_empty() => Durability::External,
             _ => Durability::Local,
         })
+    }
+
+    /// The packs that the inode's content is in.
+    pub(super) fn packs_of(&self, ino: Ino) -> Result<Vec<PackId>> {
+        let extents = self.extents_of(ino)?;
+        let mut packs: Vec<PackId> = extents.iter().map(|extent| extent.location.pack).collect();
+        packs.dedup();
+        Ok(packs)
+    }
+
+    /// Whether the external volume has the inode as it is now; its content apart.
+    pub(super) fn is_metadata_archived(&self, ino: Ino) -> Result<bool> {
+        use crate::meta::overlay::ChangeLayer;
+        let changed = self
+            .overlay
+            .newest_change(&crate::format::keys::inode(ino))?;
+        Ok(changed == ChangeLayer::Base && self.is_archived(ino)?)
     }
 
     /// Whether the inode's newest state is in an epoch that the external volume has.

@@ -152,9 +152,8 @@ impl Pool {
                 .unwrap_or_else(PoisonError::into_inner)
                 .0;
         };
-        let started = Line::new().map(|line| {
+        let started = Line::new().inspect(|line| {
             state.lent.insert(id, Arc::clone(&line.near));
-            line
         });
         drop(state);
         match started.and_then(|line| Worker::start(&self.start, id, line)) {
