@@ -307,7 +307,8 @@ pub(super) struct Wait {
     #[arg(long, value_name = "SECONDS")]
     pub(super) timeout: Option<u64>,
     /// Only for this file or directory of the mount, as it is now
-    pub(super) path: Option<PathBuf>,
+    #[arg(value_name = "PATH")]
+    pub(super) below: Option<PathBuf>,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]

@@ -13,7 +13,7 @@ use crate::error::Error;
 
 pub(super) fn run(context: &mut Context, wait: &Wait) -> Outcome {
     let until = Until::from(wait.until);
-    let below = match &wait.path {
+    let below = match &wait.below {
         Some(path) => Some(number_of(context, path)?),
         None => None,
     };
@@ -24,7 +24,7 @@ pub(super) fn run(context: &mut Context, wait: &Wait) -> Outcome {
     };
     let document = context.ask(&request)?;
     context.reporter.clear();
-    let what = match &wait.path {
+    let what = match &wait.below {
         Some(path) => format!("{} as it was", clean(&path.display().to_string())),
         None => "all that was written so far".into(),
     };

@@ -1,7 +1,7 @@
 //! Where log lines go: to stderr, always. In the background stderr *is* the log file, so that a panic is in it too.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{ErrorKind, IsTerminal};
+use std::io::ErrorKind;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
@@ -22,7 +22,6 @@ pub fn start(level: &str) {
     let subscriber = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal())
         .with_target(false)
         .finish();
     // Refused only where one was set before: then that one counts.

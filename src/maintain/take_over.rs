@@ -7,7 +7,7 @@
 //!
 //! In this order, so that a stop anywhere leaves something to go on from:
 //!
-//! 1. everything that is needed is fetched into `take-over.new/` and verified (`stage`, `packs`);
+//! 1. everything that is needed is fetched into `take-over.stage/` and verified (`stage`, `packs`);
 //! 2. a claim is written to the external volume, and looked for others: from here on the former owner refuses to write;
 //! 3. a plan is written to `take-over.json`: from here on the backup path is not opened until it is carried out;
 //! 4. the plan is carried out, by renames that can be repeated (`switch`).

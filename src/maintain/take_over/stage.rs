@@ -20,7 +20,7 @@ use crate::upload::fork::claims;
 use crate::volume::archive::{SEGMENTS_DIR, check_segment};
 
 /// Below the backup path, so that renames suffice.
-pub(super) const STAGE_DIR: &str = "take-over.new";
+pub(super) const STAGE_DIR: &str = "take-over.stage";
 /// Bytes of a segment that are fetched at once.
 const PIECE_LEN: u64 = 8 << 20;
 

@@ -202,10 +202,10 @@ mod tests {
             ("items/aa/shared.pack", "shared"),
             ("index/tree/x", "old"),
             ("settings.json", "{}"),
-            ("take-over.new/server/volume.json", "new"),
-            ("take-over.new/accounts/new.seg", "new"),
-            ("take-over.new/journal/packs.log", "new"),
-            ("take-over.new/items/aa/stub.pack", "stub"),
+            ("take-over.stage/server/volume.json", "new"),
+            ("take-over.stage/accounts/new.seg", "new"),
+            ("take-over.stage/journal/packs.log", "new"),
+            ("take-over.stage/items/aa/stub.pack", "stub"),
         ] {
             put(root, name, text);
         }
