@@ -348,7 +348,8 @@ fn an_outage_longer_than_the_room_for_it_slows_writers_then_refuses_new_data_onl
 
 #[test]
 fn epochs_are_archived_again_and_again_while_data_comes_faster_than_it_leaves() {
-    let Some(place) = Place::mounted(&["--unsent-budget", "256M", "--uploads", "2"], 2) else {
+    // Room enough between slowed and refused for two packs that arrive at the same moment.
+    let Some(place) = Place::mounted(&["--unsent-budget", "512M", "--uploads", "2"], 2) else {
         return;
     };
     place.ok(&["limits", "set", "--upload", "12M"]);
@@ -370,7 +371,7 @@ fn epochs_are_archived_again_and_again_while_data_comes_faster_than_it_leaves() 
             archived.push(epoch);
         }
     }
-    assert!(most < 300 * MIB, "the budget was passed: {most}");
+    assert!(most < 560 * MIB, "the budget was passed: {most}");
     assert_eq!(
         writers.refusals(),
         0,

@@ -109,6 +109,8 @@ fn the_external_volume_alone_gives_everything_back_as_of_each_moment() {
 fn an_evicted_pack_is_read_from_the_external_volume_and_the_rest_from_here() {
     let settings = tidefs::volume::settings::Settings {
         cache_bytes: 1,
+        // What was read once is to be asked for again.
+        read_cache_bytes: 0,
         evict_after_secs: 0,
         reserve_bytes: 0,
         ..Default::default()
