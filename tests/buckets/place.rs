@@ -7,22 +7,22 @@ use std::process::{Command, Output, Stdio};
 use serde_json::Value;
 use tempfile::TempDir;
 
-pub const PROGRAM: &str = env!("CARGO_BIN_EXE_tidefs");
-pub const SECRET: &str = "sk-never-to-be-seen-0123456789abcdef";
+pub(super) const PROGRAM: &str = env!("CARGO_BIN_EXE_tidefs");
+pub(super) const SECRET: &str = "sk-never-to-be-seen-0123456789abcdef";
 
-pub struct Place {
-    pub dir: TempDir,
+pub(super) struct Place {
+    pub(super) dir: TempDir,
 }
 
 #[derive(Debug)]
-pub struct Ended {
-    pub code: i32,
-    pub out: String,
-    pub err: String,
+pub(super) struct Ended {
+    pub(super) code: i32,
+    pub(super) out: String,
+    pub(super) err: String,
 }
 
 impl Ended {
-    pub fn of(output: Output) -> Ended {
+    pub(super) fn of(output: Output) -> Ended {
         Ended {
             code: output.status.code().unwrap_or(-1),
             out: String::from_utf8(output.stdout).unwrap(),
@@ -31,19 +31,19 @@ impl Ended {
     }
 
     #[track_caller]
-    pub fn ok(self) -> String {
+    pub(super) fn ok(self) -> String {
         assert_eq!(self.code, 0, "{self:?}");
         self.out
     }
 
     #[track_caller]
-    pub fn json(self) -> Value {
+    pub(super) fn json(self) -> Value {
         let out = self.ok();
         serde_json::from_str(&out).unwrap_or_else(|error| panic!("{error}: {out}"))
     }
 
     #[track_caller]
-    pub fn says(&self, code: i32, part: &str) {
+    pub(super) fn says(&self, code: i32, part: &str) {
         assert_eq!(self.code, code, "{self:?}");
         // With --json a failure is a document too.
         assert!(
@@ -53,7 +53,7 @@ impl Ended {
     }
 
     #[track_caller]
-    pub fn hides(&self, secret: &str) {
+    pub(super) fn hides(&self, secret: &str) {
         assert!(
             !self.out.contains(secret) && !self.err.contains(secret),
             "{self:?}"
@@ -62,7 +62,7 @@ impl Ended {
 }
 
 impl Place {
-    pub fn new() -> Place {
+    pub(super) fn new() -> Place {
         let dir = tempfile::tempdir().unwrap();
         for name in ["mnt", "view", "ext"] {
             fs::create_dir(dir.path().join(name)).unwrap();
@@ -70,20 +70,20 @@ impl Place {
         Place { dir }
     }
 
-    pub fn path(&self, name: &str) -> PathBuf {
+    pub(super) fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
 
-    pub fn text(&self, name: &str) -> String {
+    pub(super) fn text(&self, name: &str) -> String {
         self.path(name).to_str().unwrap().to_owned()
     }
 
-    pub fn file(&self) -> PathBuf {
+    pub(super) fn file(&self) -> PathBuf {
         self.path("config/buckets.json")
     }
 
     /// Without any keys in its environment, and with a log that says everything.
-    pub fn command(&self, args: &[&str]) -> Command {
+    pub(super) fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(PROGRAM);
         command
             .args(args)
@@ -99,17 +99,17 @@ impl Place {
         command
     }
 
-    pub fn run(&self, args: &[&str]) -> Ended {
+    pub(super) fn run(&self, args: &[&str]) -> Ended {
         Ended::of(self.command(args).output().unwrap())
     }
 
-    pub fn with_secret(&self, args: &[&str]) -> Ended {
+    pub(super) fn with_secret(&self, args: &[&str]) -> Ended {
         let mut command = self.command(args);
         Ended::of(command.env("TIDEFS_S3_SECRET", SECRET).output().unwrap())
     }
 
     /// A bucket of nobody's, at an address where nothing listens.
-    pub fn add(&self, label: &str) -> Value {
+    pub(super) fn add(&self, label: &str) -> Value {
         self.with_secret(&[
             "--json",
             "bucket",
@@ -129,7 +129,7 @@ impl Place {
         .json()
     }
 
-    pub fn edit(&self, change: impl FnOnce(&mut Value)) {
+    pub(super) fn edit(&self, change: impl FnOnce(&mut Value)) {
         let mut document: Value = serde_json::from_slice(&fs::read(self.file()).unwrap()).unwrap();
         change(&mut document);
         fs::write(self.file(), document.to_string()).unwrap();
