@@ -286,11 +286,11 @@ fn an_outage_longer_than_the_room_for_it_slows_writers_then_refuses_new_data_onl
         promptly("a delete", || fs::remove_file(mnt.join(format!("old-{n}"))));
     }
     promptly("a rename", || {
-        fs::rename(mnt.join("old-20"), mnt.join("dir/moved"))
+        fs::rename(mnt.join("old-20"), mnt.join("moved"))
     });
     promptly("an empty file", || File::create(mnt.join("empty")));
     promptly("a link", || {
-        fs::hard_link(mnt.join("old-21"), mnt.join("dir/link"))
+        fs::hard_link(mnt.join("old-21"), mnt.join("link"))
     });
     promptly("a cut", || {
         OpenOptions::new()

@@ -103,6 +103,18 @@ fn can_mount() -> bool {
     can
 }
 
+/// Bytes that neither compress nor repeat.
+fn noise(len: usize) -> Vec<u8> {
+    let mut state = 0x9E37_79B9_7F4A_7C15_u64;
+    let next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state.to_le_bytes()[3]
+    };
+    std::iter::repeat_with(next).take(len).collect()
+}
+
 /// Writes `name` through the mount of the backup path `path`, and has it archived.
 fn back_up(place: &Place, path: &str, name: &str, content: &[u8]) {
     let mnt = place.text("mnt");
@@ -147,9 +159,7 @@ fn a_volume_lives_in_a_bucket_and_comes_back_from_it_alone() {
         .run(&["--json", "store", "set", "s3", "nas", "--prefix", "host-7"])
         .json();
     assert_eq!(set.pointer("/store/bucket"), added.pointer("/bucket/id"));
-    let content: Vec<u8> = (0..3_000_000_u32)
-        .map(|n| (n.wrapping_mul(2_654_435_761) >> 13).to_le_bytes()[0])
-        .collect();
+    let content = noise(3_000_000);
     back_up(&place, &place.text("backup"), "file", &content);
     let status = place.run(&["status"]).ok();
     assert!(status.contains("s3:nas/host-7"), "{status}");
