@@ -324,7 +324,6 @@ fn an_outage_longer_than_the_room_for_it_slows_writers_then_refuses_new_data_onl
         "writers are slowed",
         "new data is refused",
         "new data is taken again",
-        "writers are no longer slowed",
     ] {
         wait_until(event, || place.log().contains(event));
     }
