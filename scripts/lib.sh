@@ -108,6 +108,8 @@ need_cargo_tool() {
 }
 
 # tidefs_binary dev|release: builds if cargo finds it out of date and prints the path. $TIDEFS, when set, is used as it is.
+# dev is the very program that the tests run: built together with one of them, or cargo would choose other features of the
+# libraries and compile everything once more.
 tidefs_binary() {
     local profile=$1 target
     if [ -n "${TIDEFS:-}" ]; then
@@ -116,7 +118,10 @@ tidefs_binary() {
         return
     fi
     need_cargo
-    (cd "$REPO" && cargo build --locked --quiet --bin tidefs --profile "$profile" >&2)
+    case $profile in
+    dev) (cd "$REPO" && cargo test --locked --quiet --workspace --no-run --test cli >&2) ;;
+    *) (cd "$REPO" && cargo build --locked --quiet --bin tidefs --profile "$profile" >&2) ;;
+    esac
     target=$(cd "$REPO" && cargo metadata --format-version 1 --no-deps --offline |
         sed -n 's/.*"target_directory":"\([^"]*\)".*/\1/p')
     [ "$profile" = dev ] && profile=debug

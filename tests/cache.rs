@@ -157,6 +157,10 @@ fn unsent_data_and_the_read_cache_do_not_take_each_other_s_room() {
     let place = evicted(8 << 20, &files);
     let volume = place.open();
     assert_reads(&volume, "alice/f0", &files[0]);
+    // Ranges are put away behind the answers.
+    wait_until("kept", || {
+        volume.status().read_cache_bytes >= files[0].len() as u64
+    });
     close(volume);
     go_away(&place);
     let volume = place.open();

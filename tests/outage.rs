@@ -310,6 +310,7 @@ fn an_outage_longer_than_the_room_for_it_slows_writers_then_refuses_new_data_onl
         kept.write_all(&bulk[..1000]).is_ok()
     });
     kept.sync_all().unwrap();
+    drop(kept);
     let acknowledged = writers.end();
     place.ok(&["wait", "--until", "archived", "--timeout", "170"]);
     assert_eq!(place.status()["daemon"]["pid"], pid);

@@ -184,6 +184,7 @@ fn wait_for_end(
     // Only to take the real guard out: `join` would drop fuser's own mount record too.
     let guard = std::mem::replace(&mut session.guard, thread::spawn(|| Ok(())));
     let outcome = match guard.join() {
+        Ok(Err(error)) if is_end(&error) => Ok(()),
         Ok(outcome) => outcome.map_err(|error| error.to_string()),
         Err(_) => Err("a thread of the mount panicked".to_owned()),
     };
@@ -199,6 +200,12 @@ fn wait_for_end(
         std::mem::forget(session);
     }
     outcome
+}
+
+/// The kernel answers a read of an ended connection with ENODEV, which fuser knows. Where the end falls between a
+/// reader's taking a request off the queue and its noting that, the same end is called ECONNABORTED.
+fn is_end(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(libc::ECONNABORTED)
 }
 
 /// A mount whose server is gone.
