@@ -251,8 +251,10 @@ fn an_account_is_whole_as_of_an_epoch_while_a_scan_changes_it() {
     assert_eq!(fed().whole_at, Some(whole));
     let rest = world.scan();
     assert_eq!(fed().whole_at, None);
-    assert!(
-        rest.counts.read_files + report.counts.read_files <= 300 + 64 * 4,
+    let (before, after) = (report.counts.read_files, rest.counts.read_files);
+    assert_eq!(
+        before + after,
+        300,
         "what was taken in before the stop is not read again"
     );
     world.assert_same();
@@ -433,7 +435,8 @@ impl Drop for Unreadable {
 #[test]
 fn a_file_that_never_rests_is_taken_marked_and_read_again() {
     let world = World::new();
-    world.put("alice/busy", &noise(1, 4 << 20));
+    // Long enough that the writer gets its turns while it is read, also on a busy machine.
+    world.put("alice/busy", &noise(1, 40 << 20));
     let stop = AtomicBool::new(false);
     let path = world.path("alice/busy");
     std::thread::scope(|scope| {
@@ -450,7 +453,7 @@ fn a_file_that_never_rests_is_taken_marked_and_read_again() {
         stop.store(true, Ordering::Relaxed);
         assert_eq!(report.changing.named, ["alice/busy"], "{report:?}");
         assert!(
-            report.counts.read_bytes >= 12 << 20,
+            report.counts.read_bytes >= 120 << 20,
             "it was tried three times"
         );
     });

@@ -134,17 +134,8 @@ fn said(report: &Report) -> String {
     } else if report.refused.is_empty() {
         text.push_str("Nothing has changed.\n");
     }
-    for account in report
-        .accounts
-        .iter()
-        .filter(|account| account.event != "kept")
-    {
-        let _ = writeln!(
-            text,
-            "{}: {} account",
-            clean(&account.account),
-            account.event
-        );
+    for event in ["new", "renamed", "revived", "deleted"] {
+        accounts(&mut text, report, event);
     }
     named(
         &mut text,
@@ -168,6 +159,32 @@ fn said(report: &Report) -> String {
         text.push_str("The next scan goes on where this one was stopped.\n");
     }
     text
+}
+
+/// The accounts to which this happened.
+fn accounts(text: &mut String, report: &Report, event: &str) {
+    let names: Vec<String> = report
+        .accounts
+        .iter()
+        .filter(|account| account.event == event)
+        .map(|account| clean(&account.account))
+        .collect();
+    let Some(shown) = names.get(..names.len().min(SHOWN_MAX)) else {
+        return;
+    };
+    if shown.is_empty() {
+        return;
+    }
+    let more = match names.len() - shown.len() {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    let noun = if names.len() == 1 {
+        "account"
+    } else {
+        "accounts"
+    };
+    let _ = writeln!(text, "{event} {noun}: {}{more}", shown.join(", "));
 }
 
 fn named(text: &mut String, paths: &Paths, what: &str) {

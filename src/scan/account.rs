@@ -35,6 +35,7 @@ pub struct AccountRun {
     pub kept: AtomicU64,
     /// Whether everything of it is looked at, and not some directories.
     pub is_whole: bool,
+    has_ended: AtomicBool,
     has_begun: AtomicBool,
     /// Whether a scan before this one was cut off: only one that looks at everything ends that.
     was_broken: AtomicBool,
@@ -69,6 +70,7 @@ impl AccountRun {
             pending: AtomicU64::new(0),
             kept: AtomicU64::new(0),
             is_whole,
+            has_ended: AtomicBool::new(false),
             has_begun: AtomicBool::new(false),
             was_broken: AtomicBool::new(false),
             begin: Mutex::default(),
@@ -250,11 +252,22 @@ impl AccountRun {
                 }
             })?;
         }
-        Ok(AccountReport {
+        self.has_ended.store(true, Ordering::Release);
+        Ok(self.report(self.event))
+    }
+
+    /// Whether it came to its end.
+    pub fn has_ended(&self) -> bool {
+        self.has_ended.load(Ordering::Acquire)
+    }
+
+    /// How it went so far.
+    pub fn report(&self, event: &str) -> AccountReport {
+        AccountReport {
             account: self.shown.clone(),
-            event: self.event.into(),
-            counts,
-        })
+            event: event.into(),
+            counts: self.tally.counts(),
+        }
     }
 }
 

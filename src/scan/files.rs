@@ -50,8 +50,11 @@ pub struct FilesTask {
 /// Reads the files and puts them into the volume.
 pub fn read_files(scan: &Scan<'_>, reader: &mut FileReader, task: &FilesTask) -> Result<()> {
     let mut ready = Vec::with_capacity(task.work.len());
+    // What was read is put into the volume also when the scan is stopped.
     for work in &task.work {
-        scan.go_on()?;
+        if scan.is_stopped() {
+            break;
+        }
         let (read_before, stored_before) = (reader.read_bytes, reader.stored_bytes);
         let outcome = one(scan, reader, task, work);
         let account = &task.dir_task.account;
@@ -67,7 +70,7 @@ pub fn read_files(scan: &Scan<'_>, reader: &mut FileReader, task: &FilesTask) ->
             Err(Broken::Source(error)) if error.kind() == ErrorKind::NotFound => {}
             Err(Broken::Source(error)) => scan.cannot_read(account, &path(), &error)?,
             Err(Broken::Volume(error)) => return Err(error),
-            Err(Broken::Stopped) => return scan.go_on(),
+            Err(Broken::Stopped) => break,
         }
     }
     put_all(scan, task, &ready)

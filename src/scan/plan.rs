@@ -259,6 +259,7 @@ fn prepare(scan: &Scan<'_>, one: &Match) -> Result<()> {
         event,
         is_whole || event == "new",
     ));
+    scan.takes_on(&account);
     let ino = Ino::account_root(id);
     let verdict = compare(&seen, 0, &scan.volume.inode(ino)?);
     let has_attributes =

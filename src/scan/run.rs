@@ -144,6 +144,7 @@ pub struct Scan<'a> {
     worker_count: usize,
     failed: AtomicBool,
     outcome: Mutex<Outcome>,
+    runs: Mutex<Vec<Arc<AccountRun>>>,
 }
 
 #[derive(Debug, Default)]
@@ -190,6 +191,7 @@ pub fn scan(
         worker_count,
         failed: AtomicBool::new(false),
         outcome: Mutex::default(),
+        runs: Mutex::default(),
     };
     {
         let mut outcome = scan.outcome();
@@ -199,6 +201,7 @@ pub fn scan(
         outcome.report.began = began;
     }
     plan::all(&scan, &root)?;
+    scan.enter_unfinished();
     if let Some(witness) = volume.witness() {
         witness.settle();
     }
@@ -303,6 +306,21 @@ impl Scan<'_> {
     /// Changes the report.
     pub fn report<T>(&self, change: impl FnOnce(&mut Report) -> T) -> T {
         change(&mut self.outcome().report)
+    }
+
+    /// An account will be compared.
+    pub fn takes_on(&self, account: &Arc<AccountRun>) {
+        let mut runs = self.runs.lock().unwrap_or_else(PoisonError::into_inner);
+        runs.push(Arc::clone(account));
+    }
+
+    /// What was done of accounts that did not come to their end.
+    fn enter_unfinished(&self) {
+        let runs = self.runs.lock().unwrap_or_else(PoisonError::into_inner);
+        for account in runs.iter().filter(|account| !account.has_ended()) {
+            let report = account.report("unfinished");
+            self.report(|all| all.enter(report));
+        }
     }
 
     /// Whether it is to end.
