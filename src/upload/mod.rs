@@ -94,11 +94,15 @@ struct Target {
 }
 
 impl Target {
-    /// What a round found last; when the volume has gone silent since, that.
+    /// What a round found last; of a volume that is down, what the last look for it found: rounds come seldom then.
     fn state_now(&self) -> UploadState {
         let circuit = self.external.as_ref().map(|now| now.breaker.circuit());
-        match circuit {
-            Some(Circuit::Down { since, reason }) if self.state.is_hopeful() => {
+        match (circuit, &self.state) {
+            (Some(Circuit::Down { reason, .. }), UploadState::Down { since, .. }) => {
+                let since = *since;
+                UploadState::Down { since, reason }
+            }
+            (Some(Circuit::Down { since, reason }), state) if state.is_hopeful() => {
                 let since = since.duration_since(SystemTime::UNIX_EPOCH);
                 UploadState::Down {
                     since: since.map_or(0, |since| since.as_secs()),

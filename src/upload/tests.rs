@@ -1,6 +1,6 @@
 use std::time::Duration;
 
-use vfs::{Breaker, BreakerPolicy, FaultControls, Faulty, MemoryVolume, StopSignal};
+use vfs::{Breaker, BreakerPolicy, Fault, FaultControls, Faulty, MemoryVolume, Op, StopSignal};
 
 use super::*;
 use crate::clock::SystemClock;
@@ -42,7 +42,17 @@ fn whoever_waits_has_a_volume_that_is_away_looked_for_now() {
     while !is_down() {
         uploader.wait_for_round(Duration::from_millis(10));
     }
+    // What is known of it is what that look found, and no older round.
     controls.go_up();
+    controls.inject(Op::VerifyIdentity, 1, Fault::WrongVolume);
+    uploader.look_now();
+    let says = |state| match state {
+        UploadState::Down { reason, .. } => reason,
+        other => format!("{other:?}"),
+    };
+    while says(uploader.state()).contains("a test says so") {
+        uploader.wait_for_round(Duration::from_millis(10));
+    }
     assert!(guarded.breaker.circuit().is_down());
     uploader.look_now();
     while uploader.state() != UploadState::Up {

@@ -220,7 +220,10 @@ fn watch(path: &Path, dir: &Arc<IsolatedDir>, breaker: &Arc<Breaker>) -> Option<
         Ok(watch) => Some(watch),
         Err(error) => {
             // It is found at the end of a pause, then.
-            tracing::warn!("what is mounted at {} is not watched: {error}", path.display());
+            tracing::warn!(
+                "what is mounted at {} is not watched: {error}",
+                path.display()
+            );
             None
         }
     }
