@@ -294,6 +294,7 @@ mod tests {
             target: Vec::new(),
             extents: Vec::new(),
             has_leaves: false,
+            origin: None,
         }
     }
 
