@@ -13,7 +13,7 @@ use tidefs::types::Ino;
 use crate::common::{Place, close, mkdir, noise, put};
 use crate::program::{Ended, command, compare, files, is_root, restore};
 
-const FILES: usize = 600;
+const FILES: usize = 1500;
 
 /// Files that take a while.
 fn many() -> Place {
@@ -25,7 +25,7 @@ fn many() -> Place {
             0 => mkdir(&*volume, account, &format!("d{n}")),
             _ => account,
         };
-        put(&*volume, dir, &format!("f{n}"), &noise(n, 40_000));
+        put(&*volume, dir, &format!("f{n}"), &noise(n, 60_000));
     }
     close(volume);
     place
@@ -47,8 +47,9 @@ fn cut_short(place: &Place, to: &Path, signal: Signal) -> Ended {
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
-    while child.try_wait().unwrap().is_none() && (!to.exists() || files(to).len() < 20) {
-        thread::sleep(Duration::from_millis(1));
+    let some = || fs::read_dir(to).is_ok_and(|entries| entries.count() > 8);
+    while child.try_wait().unwrap().is_none() && !some() {
+        thread::sleep(Duration::from_micros(200));
     }
     // It may have ended already: then there is nobody to hear it.
     let _ = kill(Pid::from_raw(child.id() as i32), signal);
