@@ -220,8 +220,12 @@ mod tests {
         fn verify_identity(&self) -> vfs::Result<()> {
             self.0.verify_identity()
         }
-        fn sweep_temporary(&self, older_than: std::time::Duration) -> vfs::Result<u64> {
-            self.0.sweep_temporary(older_than)
+        fn sweep_temporary(
+            &self,
+            below: &[&str],
+            older_than: std::time::Duration,
+        ) -> vfs::Result<u64> {
+            self.0.sweep_temporary(below, older_than)
         }
     }
 

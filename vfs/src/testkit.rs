@@ -489,7 +489,7 @@ fn a_probe_leaves_nothing_behind(volume: &dyn Volume) {
 
 fn a_sweep_takes_no_object(volume: &dyn Volume) {
     put(volume, "tmp/tmp-1", b"x");
-    volume.sweep_temporary(Duration::ZERO).unwrap();
+    volume.sweep_temporary(&[""], Duration::ZERO).unwrap();
     assert_eq!(listed(volume, ""), ["tmp/tmp-1"]);
 }
 

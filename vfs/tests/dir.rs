@@ -196,17 +196,21 @@ fn leftovers_of_a_crash_are_not_listed_and_are_swept_when_old() {
     fs::write(root.path().join("items/.hidden"), "not ours").unwrap();
     assert_eq!(listed(&volume), ["items/00/a"]);
     assert_eq!(
-        volume.sweep_temporary(Duration::from_secs(3600)).unwrap(),
+        volume
+            .sweep_temporary(&[""], Duration::from_secs(3600))
+            .unwrap(),
         0
     );
     let old = fs::File::options().write(true).open(&leftovers[1]).unwrap();
     old.set_modified(std::time::SystemTime::now() - Duration::from_secs(7200))
         .unwrap();
     assert_eq!(
-        volume.sweep_temporary(Duration::from_secs(3600)).unwrap(),
+        volume
+            .sweep_temporary(&[""], Duration::from_secs(3600))
+            .unwrap(),
         1
     );
-    assert_eq!(volume.sweep_temporary(Duration::ZERO).unwrap(), 1);
+    assert_eq!(volume.sweep_temporary(&[""], Duration::ZERO).unwrap(), 1);
     assert!(leftovers.iter().all(|leftover| !leftover.exists()));
     assert!(root.path().join("items/.hidden").exists());
     assert_eq!(listed(&volume), ["items/00/a"]);
@@ -255,7 +259,7 @@ fn a_link_planted_below_the_root_leads_nowhere() {
     assert!(put(&volume, "items/new", b"x").is_err());
     assert!(put(&volume, "items/deep/new", b"x").is_err());
     assert_eq!(listed(&volume), [""; 0]);
-    volume.sweep_temporary(Duration::ZERO).unwrap();
+    volume.sweep_temporary(&[""], Duration::ZERO).unwrap();
     // A put takes the place of a link and does not follow it.
     put(&volume, "file", b"ours").unwrap();
     assert_eq!(

@@ -23,7 +23,7 @@ use crate::identity::Sentinel;
 use crate::key::ObjectKey;
 use crate::layer::backoff::Backoff;
 use crate::layer::retry::StopSignal;
-use crate::volume::{Body, Capabilities, Meta, Page, Precondition, Space, Volume};
+use crate::volume::{Body, Capabilities, Likeness, Meta, Page, Precondition, Space, Volume};
 
 /// When it opens, and how patiently the volume is looked for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -548,6 +548,10 @@ impl Volume for Breaker {
         self.call(("look up", key.as_str()), |inner| inner.head(key))
     }
 
+    fn compare(&self, key: &ObjectKey, body: Body<'_>) -> Result<Option<Likeness>> {
+        self.call(("compare", key.as_str()), |inner| inner.compare(key, body))
+    }
+
     fn list(&self, prefix: &str, after: Option<&ObjectKey>, limit: NonZeroUsize) -> Result<Page> {
         self.call(("list", prefix), |inner| inner.list(prefix, after, limit))
     }
@@ -587,8 +591,10 @@ impl Volume for Breaker {
             .with_case(ErrorCase::Remounted))
     }
 
-    fn sweep_temporary(&self, older_than: Duration) -> Result<u64> {
-        self.call(("sweep", ""), |inner| inner.sweep_temporary(older_than))
+    fn sweep_temporary(&self, below: &[&str], older_than: Duration) -> Result<u64> {
+        self.call(("sweep", ""), |inner| {
+            inner.sweep_temporary(below, older_than)
+        })
     }
 }
 
