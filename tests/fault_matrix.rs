@@ -23,7 +23,6 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use common::{Place, close, content, noise, put};
-use tidefs::clock::SystemClock;
 use tidefs::format::record::{IDENTITY_NAME, Identity};
 use tidefs::pack::ledger::{PackState, peek};
 use tidefs::types::Ino;
@@ -33,7 +32,7 @@ use tidefs::volume::settings::Settings;
 use tidefs::volume::{Durability, Volume, external, init};
 use vfs::{
     Body, Breaker, BreakerPolicy, Guarded, ObjectKey, Op, Precondition, Retry, RetryPolicy,
-    StopSignal, Volume as _,
+    StopSignal,
 };
 
 use far::{BucketFar, Dir, Far, Kind, Objects};

@@ -11,8 +11,7 @@
 use std::fmt;
 use std::num::NonZeroUsize;
 use std::ops::Range;
-use std::sync::mpsc;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -561,11 +560,11 @@ impl Volume for Breaker {
     }
 
     fn space(&self) -> Result<Option<Space>> {
-        self.call(("measure", ""), super::super::volume::Volume::space)
+        self.call(("measure", ""), Volume::space)
     }
 
     fn probe(&self) -> Result<Capabilities> {
-        self.call(("probe", ""), super::super::volume::Volume::probe)
+        self.call(("probe", ""), Volume::probe)
     }
 
     fn bind(&self, sentinel: Sentinel) -> Result<()> {
@@ -573,10 +572,7 @@ impl Volume for Breaker {
     }
 
     fn verify_identity(&self) -> Result<()> {
-        self.call(
-            ("identify", ""),
-            super::super::volume::Volume::verify_identity,
-        )?;
+        self.call(("identify", ""), Volume::verify_identity)?;
         if !std::mem::take(&mut self.shared.state().remounted) {
             return Ok(());
         }
