@@ -41,6 +41,8 @@ use far::{BucketFar, Dir, Far, Kind, Objects};
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Rows at a time.
 const ROWS: usize = 14;
+/// When nothing was asked for that goes wrong, another epoch is closed.
+const WRITE_AGAIN: Duration = Duration::from_millis(700);
 /// Calls that have to go wrong before the engine hears of it: as often as one is asked again.
 const PAST_RETRY: u64 = 6;
 
@@ -221,8 +223,7 @@ impl World {
         match story {
             Story::Write => {
                 // The engine's own answers come while the fault lasts, however long that is.
-                self.write();
-                self.far_went_wrong(wanted);
+                self.write_until_it_went_wrong(wanted);
                 self.assert_nothing_is_sent_that_is_not_there();
                 self.far.clear();
             }
@@ -234,14 +235,21 @@ impl World {
         self.assert_whole(&before);
     }
 
-    fn far_went_wrong(&self, wanted: u64) {
+    /// Goes on writing until it did: an epoch whose segments were just merged asks for no older one.
+    fn write_until_it_went_wrong(&mut self, wanted: u64) {
         let start = Instant::now();
+        let mut written = start;
+        self.write();
         while self.far.given() < wanted {
             assert!(
                 start.elapsed() < PATIENCE,
                 "nothing of the kind was asked for"
             );
             thread::sleep(Duration::from_millis(2));
+            if written.elapsed() > WRITE_AGAIN {
+                self.write();
+                written = Instant::now();
+            }
         }
     }
 

@@ -140,3 +140,101 @@ pub(super) fn put_pack(
     }
     replace(volume, &key, body)
 }
+
+#[cfg(test)]
+mod tests {
+    use vfs::MemoryVolume;
+
+    use super::*;
+    use crate::chunk;
+    use crate::format::record::FORMAT;
+    use crate::pack::writer::{PackIo, PackWriter};
+    use crate::types::{Epoch, SessionId, Uuid};
+
+    fn id() -> PackId {
+        PackId::new(SessionId([5; 8]), 1)
+    }
+
+    /// A sealed pack of one blob; always of the same name.
+    fn pack(byte: u8) -> Vec<u8> {
+        let root = tempfile::tempdir().unwrap();
+        let mut writer =
+            PackWriter::create(root.path(), [1; 16], id(), 0, PackIo::default()).unwrap();
+        let plain = vec![byte; 50_000];
+        let hash = chunk::hash(&plain);
+        writer
+            .append(hash, chunk::Codec::Raw, 50_000, &plain)
+            .unwrap();
+        writer.seal().unwrap();
+        std::fs::read(root.path().join(id().object_name())).unwrap()
+    }
+
+    fn holding(key: &ObjectKey, bytes: &[u8]) -> MemoryVolume {
+        let volume = MemoryVolume::new();
+        volume
+            .put(key, Body::Bytes(bytes), Precondition::None)
+            .unwrap();
+        volume
+    }
+
+    fn held(volume: &MemoryVolume, key: &ObjectKey) -> Vec<u8> {
+        volume.get_whole(key, 1 << 20).unwrap().to_vec()
+    }
+
+    #[test]
+    fn a_damaged_pack_there_is_replaced_and_a_whole_one_is_not_by_a_damaged_one() {
+        let (key, ours) = (ObjectKey::new(id().object_name()).unwrap(), pack(1));
+        let mut damaged = ours.clone();
+        damaged[20_000] ^= 1;
+        for there in [&damaged[..], &ours[..30_000], &[]] {
+            let volume = holding(&key, there);
+            put_pack(&volume, id(), &ours, false).unwrap();
+            assert!(held(&volume, &key) == ours);
+        }
+        let volume = holding(&key, &ours);
+        put_pack(&volume, id(), &damaged, true).unwrap();
+        assert!(held(&volume, &key) == ours, "it was whole when it was sent");
+    }
+
+    #[test]
+    fn invariant_7_a_whole_pack_of_other_blobs_in_our_name_is_somebody_elses() {
+        let (ours, theirs) = (pack(1), pack(2));
+        let key = ObjectKey::new(id().object_name()).unwrap();
+        let volume = holding(&key, &theirs);
+        let refused = put_pack(&volume, id(), &ours, false);
+        assert!(matches!(refused, Err(Error::Refused(_))), "{refused:?}");
+        assert!(held(&volume, &key) == theirs);
+    }
+
+    #[test]
+    fn invariant_7_a_whole_record_in_our_name_is_somebody_elses_and_a_damaged_one_is_replaced() {
+        let session = SessionId([3; 8]);
+        let record = |lsn| {
+            let record = EpochRecord {
+                format: FORMAT,
+                volume: Uuid([1; 16]).to_string(),
+                epoch: Epoch(12),
+                session: session.to_string(),
+                time: 5,
+                parent: None,
+                lsn,
+                segments: Vec::new(),
+                mac: None,
+            };
+            record.encode()
+        };
+        let key = ObjectKey::new(EpochRecord::name(Epoch(12), session)).unwrap();
+        let (ours, theirs) = (record(7), record(8));
+        let volume = holding(&key, &theirs);
+        let refused = put_record(&volume, &key, &ours);
+        assert!(matches!(refused, Err(Error::Refused(_))), "{refused:?}");
+        assert!(held(&volume, &key) == theirs);
+        for n in 0..theirs.len() {
+            let mut damaged = theirs.clone();
+            damaged[n] ^= 1;
+            let volume = holding(&key, &damaged);
+            put_record(&volume, &key, &ours).unwrap();
+            assert!(held(&volume, &key) == ours, "byte {n}");
+        }
+    }
+}

@@ -127,9 +127,9 @@ impl Bucket {
             session_token: None,
         };
         config.conditional_put = ConditionalPut::Kept;
-        config.limits.connect_timeout_ms = 300;
-        config.limits.request_timeout_ms = 500;
-        config.limits.stall_timeout_ms = 500;
+        config.limits.connect_timeout_ms = 150;
+        config.limits.request_timeout_ms = 250;
+        config.limits.stall_timeout_ms = 250;
         config
     }
 
@@ -353,7 +353,7 @@ impl Shared {
             Some(HttpFault::Error500) => error("500 Internal Server Error", "InternalError"),
             Some(HttpFault::Busy503) => answer(
                 "503 Slow Down",
-                &[("retry-after", "1"), ("content-type", "application/xml")],
+                &[("retry-after", "0"), ("content-type", "application/xml")],
                 b"<?xml version=\"1.0\"?><Error><Code>SlowDown</Code></Error>",
             ),
             Some(HttpFault::ErrorIn200) => error("200 OK", "InternalError"),

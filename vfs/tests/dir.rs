@@ -194,6 +194,10 @@ fn leftovers_of_a_crash_are_not_listed_and_are_swept_when_old() {
         fs::write(leftover, "half").unwrap();
     }
     fs::write(root.path().join("items/.hidden"), "not ours").unwrap();
+    // Another volume in a directory of this one.
+    let beside = root.path().join("host-8/items/.tmp-3-0");
+    fs::create_dir_all(beside.parent().unwrap()).unwrap();
+    fs::write(&beside, "half").unwrap();
     assert_eq!(listed(&volume), ["items/00/a"]);
     assert_eq!(
         volume
@@ -210,7 +214,10 @@ fn leftovers_of_a_crash_are_not_listed_and_are_swept_when_old() {
             .unwrap(),
         1
     );
-    assert_eq!(volume.sweep_temporary(&[""], Duration::ZERO).unwrap(), 1);
+    let ours = ["items/", "accounts/"];
+    assert_eq!(volume.sweep_temporary(&ours, Duration::ZERO).unwrap(), 0);
+    assert!(beside.exists());
+    assert_eq!(volume.sweep_temporary(&[""], Duration::ZERO).unwrap(), 2);
     assert!(leftovers.iter().all(|leftover| !leftover.exists()));
     assert!(root.path().join("items/.hidden").exists());
     assert_eq!(listed(&volume), ["items/00/a"]);
