@@ -29,6 +29,7 @@ use tidefs::types::Ino;
 use tidefs::upload::UploadState;
 use tidefs::volume::attach::attach;
 use tidefs::volume::settings::Settings;
+use tidefs::volume::update::SettingsChange;
 use tidefs::volume::{Durability, Volume, external, init};
 use vfs::{
     Body, Breaker, BreakerPolicy, Guarded, ObjectKey, Op, Precondition, Retry, RetryPolicy,
@@ -97,6 +98,8 @@ enum Story {
     Attach,
     /// An operator's command.
     Call,
+    /// Who reads from the engine what is not on the local disk any more.
+    Live,
 }
 
 const IDENTITY: &str = IDENTITY_NAME;
@@ -104,7 +107,7 @@ const RECORDS: &str = "server/epochs/";
 const INTENTS: &str = "server/attaching/";
 
 /// What goes wrong in each row: the calls `op` on keys that begin with the last word.
-const CELLS: [(Story, Op, &str); 29] = [
+const CELLS: [(Story, Op, &str); 30] = [
     (Story::Write, Op::Put, "items/"),
     (Story::Write, Op::Put, "accounts/"),
     (Story::Write, Op::Put, RECORDS),
@@ -134,6 +137,8 @@ const CELLS: [(Story, Op, &str); 29] = [
     (Story::Call, Op::Space, ""),
     (Story::Call, Op::Probe, ""),
     (Story::Call, Op::SweepTemporary, ""),
+    // The last: there are no local packs to compare with after it.
+    (Story::Live, Op::Get, "items/"),
 ];
 
 /// One volume and the external volume that breaks.
@@ -213,6 +218,9 @@ impl World {
     }
 
     fn run(&mut self, (story, op, below): (Story, Op, &str), fault: Fault) {
+        if story == Story::Live {
+            self.evict();
+        }
         let before = self.far.objects();
         let given = self.far.given();
         // An answer that is worth another try has to be met often enough for the engine to hear of it: once for each.
@@ -230,6 +238,7 @@ impl World {
             Story::Read => self.read(wanted),
             Story::Attach => self.attach(wanted),
             Story::Call => self.call(op, wanted),
+            Story::Live => return self.live(wanted, fault == Fault::Hang),
         }
         self.drain();
         self.assert_whole(&before);
@@ -328,6 +337,59 @@ impl World {
         again(&*clean).unwrap();
     }
 
+    /// Writes a file that nobody has read, and empties all local packs.
+    fn evict(&mut self) {
+        let bytes = noise(0, 30_000);
+        put(&*self.volume, Ino::ROOT, "unread", &bytes);
+        self.written.insert("unread".into(), bytes);
+        self.drain();
+        let change = SettingsChange {
+            cache_bytes: Some(1),
+            read_cache_bytes: Some(0),
+            evict_after_secs: Some(0),
+            ..SettingsChange::default()
+        };
+        self.volume.update(&change).unwrap();
+        let start = Instant::now();
+        while self.volume.status().cache_bytes > 0 {
+            assert!(start.elapsed() < PATIENCE, "nothing is evicted");
+            thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    fn live(&self, wanted: u64, hangs: bool) {
+        let volume = Arc::clone(&self.volume);
+        let read = move || content(&*volume, "unread");
+        let bytes = &self.written["unread"];
+        let first = if hangs {
+            // Ends though nothing is let go: the deadline is the engine's own.
+            let reading = thread::spawn(read);
+            let start = Instant::now();
+            while !reading.is_finished() {
+                assert!(start.elapsed() < PATIENCE, "a read waits for ever");
+                thread::sleep(Duration::from_millis(5));
+            }
+            self.far.clear();
+            reading.join().unwrap()
+        } else {
+            self.meanwhile(wanted, read)
+        };
+        assert!(
+            first.is_err() || first.unwrap() == *bytes,
+            "it is read wrongly"
+        );
+        let start = Instant::now();
+        loop {
+            match content(&*self.volume, "unread") {
+                Ok(again) => break assert!(again == *bytes, "it is read wrongly"),
+                Err(error) => assert!(start.elapsed() < PATIENCE, "still unreadable: {error}"),
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
+        self.drain();
+        self.assert_comes_back();
+    }
+
     /// Invariants 2 and 9: what the ledger says is sent has the bytes of the pack here.
     fn assert_nothing_is_sent_that_is_not_there(&self) {
         let there = self.far.objects();
@@ -376,6 +438,11 @@ impl World {
             status.upload
         );
         assert_eq!(status.packs.unsent_count, 0);
+        self.assert_comes_back();
+    }
+
+    /// From the external volume alone.
+    fn assert_comes_back(&self) {
         let away = external::open_external(self.far.clean()).unwrap();
         let tree = away.tree(None).unwrap();
         for (name, bytes) in &self.written {
