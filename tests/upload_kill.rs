@@ -15,7 +15,8 @@ mod bucket_server;
 mod common;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
+use std::fs::{self, File};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::thread;
@@ -117,13 +118,24 @@ impl Place {
         self.ok(&["wait", "--timeout", "120"]);
     }
 
-    /// Ends the daemon, and before it those who work for it, as a power cut would: none of them tidies up.
+    /// The daemon, behind those who work for it.
+    fn processes(&self) -> Vec<i32> {
+        let daemon = self.status()["daemon"]["pid"].as_u64().unwrap();
+        let daemon = i32::try_from(daemon).unwrap();
+        children(daemon).into_iter().chain([daemon]).collect()
+    }
+
     fn kill(&self) {
-        let daemon = i32::try_from(self.status()["daemon"]["pid"].as_u64().unwrap()).unwrap();
-        for pid in children(daemon).into_iter().chain([daemon]) {
+        self.kill_these(&self.processes());
+    }
+
+    /// As a power cut would: none of them tidies up behind another.
+    fn kill_these(&self, processes: &[i32]) {
+        for pid in processes {
             // A worker may have ended by itself.
-            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+            let _ = kill(Pid::from_raw(*pid), Signal::SIGKILL);
         }
+        let daemon = processes.last().unwrap();
         wait_until("the daemon is gone", || {
             !Path::new(&format!("/proc/{daemon}/exe")).exists()
         });
@@ -263,23 +275,26 @@ fn a_put_into_a_directory_that_is_killed_is_sent_again_and_its_file_swept() {
     fs::write(&foreign, "half").unwrap();
     let mut left = Vec::new();
     for _ in 0..5 {
-        let (mnt, seed) = (place.path("mnt"), place.written + 100);
+        place.written += 1;
+        let bytes = noise(place.written, 40 * MIB);
+        let mut file = File::create(place.path(&format!("mnt/f-{}", place.written))).unwrap();
+        let processes = place.processes();
         let writer = thread::spawn(move || {
             // Ended by the kill, or not: what was not synced does not count.
-            let _ = fs::write(mnt.join(format!("big-{seed}")), noise(seed, 40 * MIB));
+            let _ = file.write_all(&bytes);
         });
-        place.written += 1;
         let started = Instant::now();
         while temporaries(&ext).is_empty() {
             assert!(started.elapsed() < PATIENCE, "no put was seen");
         }
-        place.kill();
+        place.kill_these(&processes);
         writer.join().unwrap();
         left = temporaries(&ext);
         place.mount();
         if !left.is_empty() {
             break;
         }
+        place.archive();
     }
     assert!(
         !left.is_empty(),
