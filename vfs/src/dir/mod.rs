@@ -10,7 +10,8 @@
 //! - `write`: temporary name, write, fsync, rename, fsync of the directory, size check;
 //! - `sum`: what an object is, compared without its bytes going anywhere;
 //! - `walk`: listings and the sweep of leftovers;
-//! - `assess`, `mountinfo`: what is mounted here, and whether it will do; `probe`: what it can do, by trying.
+//! - `assess`, `mountinfo`: what is mounted here, and whether it will do; `probe`: what it can do, by trying;
+//! - `watch`: another mount stands here now.
 //!
 //! Locks: `state` only, and never across a system call.
 
@@ -20,6 +21,7 @@ mod mountinfo;
 mod probe;
 pub(crate) mod sum;
 mod walk;
+mod watch;
 mod write;
 
 use std::fmt;
@@ -49,6 +51,7 @@ use anchor::Anchor;
 use sum::Sum;
 
 pub use assess::{Assessment, FSTAB, Refusal, RefusalCause, assess};
+pub use watch::MountWatch;
 
 /// A volume in a directory that exists.
 #[derive(Debug)]
