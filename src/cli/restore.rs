@@ -15,6 +15,7 @@ use crate::cli::args::Restore;
 use crate::cli::output::{clean, count, moment, size};
 use crate::cli::{Context, Outcome, absolute, time};
 use crate::daemon::moment::open_moments;
+use crate::daemon::protocol::FileProgress;
 use crate::daemon::{Failure, FailureKind, Progress, Request, log, signals};
 use crate::restore::{self, Named, Options, RestoreReport, SoFar};
 use crate::types::escape;
@@ -114,15 +115,17 @@ impl Source {
 }
 
 fn step_of(so_far: SoFar) -> Progress {
-    let items = match so_far.items_total {
-        Some(total) => format!("{} of {}", so_far.items, count(total, "item")),
-        None => count(so_far.items, "item"),
-    };
     Progress {
         step: "restoring".into(),
         done_bytes: so_far.bytes,
         total_bytes: so_far.bytes_total,
-        note: Some(items),
+        note: None,
+        files: Some(FileProgress {
+            done: so_far.items,
+            total: so_far.items_total,
+            read_bytes: so_far.bytes,
+            stored_bytes: 0,
+        }),
     }
 }
 
