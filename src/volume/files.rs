@@ -86,6 +86,11 @@ impl Files {
         }
     }
 
+    /// What stores their bytes.
+    pub(super) fn ingest(&self) -> &Ingest {
+        &self.ingest
+    }
+
     fn table(&self) -> MutexGuard<'_, HashMap<Ino, (Arc<OpenFile>, u32)>> {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -111,6 +116,13 @@ impl Files {
     /// Whether it is open.
     pub fn is_open(&self, ino: Ino) -> bool {
         self.table().contains_key(&ino)
+    }
+
+    /// Somebody else than its writers set the length of a file: whoever has it open sees that one.
+    pub fn resized(&self, ino: Ino, size: u64) {
+        if let Some(file) = self.get(ino) {
+            file.state().size = size;
+        }
     }
 
     /// Everything that is open.
