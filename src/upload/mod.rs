@@ -9,8 +9,8 @@ mod batch;
 mod epochs;
 pub mod evict;
 pub mod fork;
+mod round;
 
-use std::collections::BTreeSet;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -27,7 +27,7 @@ use crate::format::record::EpochRecord;
 use crate::pack::ledger::Ledger;
 use crate::pack::verify::{Damage, survey};
 use crate::types::{PackId, SessionId};
-use crate::upload::batch::{BATCH_LEN, Outcome, Trouble, put_all};
+use crate::upload::batch::Trouble;
 use crate::upload::evict::{CacheLimits, Pressure};
 
 pub use epochs::{LocalEpochs, PackGate, WaitingEpoch};
@@ -302,7 +302,7 @@ impl Shared {
             let Some(external) = external else {
                 continue;
             };
-            match self.round(&*external.volume) {
+            match self.round(&external) {
                 Ok(()) => {
                     retry = RETRY_MIN;
                     self.settle(&external, UploadState::Up);
@@ -395,36 +395,6 @@ impl Shared {
         }
     }
 
-    fn round(&self, volume: &dyn Volume) -> Result<()> {
-        look(volume)?;
-        let mut unreadable = BTreeSet::new();
-        let mut trouble = None;
-        while !self.lock().stop {
-            let mut packs = self.ledger.to_upload(BATCH_LEN + unreadable.len());
-            packs.retain(|(pack, _)| !unreadable.contains(pack));
-            if packs.is_empty() {
-                break;
-            }
-            self.refuse_fork_once(volume)?;
-            let packs: Vec<PackId> = packs.iter().map(|(pack, _)| *pack).collect();
-            let outcome = self.put_packs(volume, &packs);
-            look(volume)?;
-            failpoint::hit(failpoint::AFTER_PACK_PUT);
-            for (pack, len) in outcome.sent {
-                self.ledger.uploaded(pack, len, self.clock.now_secs())?;
-            }
-            unreadable.extend(outcome.unreadable);
-            trouble = trouble.or(outcome.local);
-            outcome.failure.map_or(Ok(()), Err)?;
-            // Small, and what is sent is worth nothing without it: never behind the rest of the queue.
-            self.archive(volume)?;
-            self.evict(Pressure::Young)?;
-        }
-        self.archive(volume)?;
-        self.evict(Pressure::Young)?;
-        trouble.map_or(Ok(()), Err)
-    }
-
     /// Before anything is sent after an opening: a clone is to find out now, not when its packs are there.
     fn refuse_fork_once(&self, volume: &dyn Volume) -> Result<()> {
         if self.lock().is_examined {
@@ -443,13 +413,6 @@ impl Shared {
         };
         let now = self.clock.now_secs();
         evict::evict(&self.root, &self.ledger, limits, pressure(wanted), now)
-    }
-
-    fn put_packs(&self, volume: &dyn Volume, packs: &[PackId]) -> Outcome {
-        let in_flight = self.lock().in_flight;
-        put_all(packs, in_flight, &|| self.lock().stop, &|pack| {
-            self.put_pack(volume, pack)
-        })
     }
 
     /// Puts one pack, unless it is there already. Pack names are never reused, so that an object of the
