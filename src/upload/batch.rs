@@ -118,6 +118,16 @@ struct Shared<'a> {
     arrived: Condvar,
 }
 
+/// Has the threads end with what they have in hand, which is looked for again if it was not counted.
+struct End<'a>(&'a Shared<'a>);
+
+impl Drop for End<'_> {
+    fn drop(&mut self) {
+        self.0.lock().is_over = true;
+        self.0.filled.notify_all();
+    }
+}
+
 impl Pipe<'_> {
     /// Puts what `ends` names until it names no more. An error is the volume's, or one of `ends`; what is returned is
     /// why a pack cannot be read here, which keeps no other from being sent.
@@ -129,11 +139,8 @@ impl Pipe<'_> {
             arrived: Condvar::new(),
         };
         thread::scope(|scope| {
-            let outcome = shared.drive(scope, ends);
-            // The threads end with what they have in hand; it is looked for again if it was not counted.
-            shared.lock().is_over = true;
-            shared.filled.notify_all();
-            outcome
+            let _end = End(&shared);
+            shared.drive(scope, ends)
         })?;
         let local = shared.lock().local.take();
         Ok(local)
@@ -310,32 +317,36 @@ mod tests {
 
     #[test]
     fn the_next_packs_are_on_their_way_while_a_batch_is_counted_and_wait_for_the_next_look() {
+        const PATIENCE: Duration = Duration::from_secs(60);
         let packs = packs(BATCH_LEN as u64 + 10);
-        let (started, starts) = channel();
-        let (last, started) = (packs[BATCH_LEN + 9], Mutex::new(started));
-        let has_ended = Mutex::new(BTreeSet::new());
+        let (first_of_next, last) = (packs[BATCH_LEN], packs[BATCH_LEN + 9]);
+        let ((counting, is_counting), (ended, has_ended)) = (channel(), channel());
+        let (is_counting, ended) = (Mutex::new(is_counting), Mutex::new(ended));
         let put = |pack| {
-            if pack == last {
-                started.lock().unwrap().send(()).unwrap();
+            // Under way before the batch is counted, and there before it is done.
+            if pack == first_of_next {
+                is_counting.lock().unwrap().recv_timeout(PATIENCE).unwrap();
             }
-            has_ended.lock().unwrap().insert(pack);
+            if pack == last {
+                ended.lock().unwrap().send(()).unwrap();
+            }
             Ok(1)
         };
-        let mut looks = 0;
+        let mut batches = Vec::new();
         let mut on_count = |batch: &Batch| {
-            looks += 1;
-            if looks == 1 {
-                // It does not hang: the last one is put although nobody has counted the first ones.
-                starts.recv_timeout(Duration::from_secs(60)).unwrap();
-                assert!(batch.sent.iter().all(|(pack, _)| *pack != last));
+            if batches.is_empty() {
+                counting.send(()).unwrap();
+                has_ended.recv_timeout(PATIENCE).unwrap();
             }
-            let ended = has_ended.lock().unwrap();
-            assert!(batch.sent.iter().all(|(pack, _)| ended.contains(pack)));
+            batches.push(batch.sent.len());
         };
         let (outcome, sent) = run(&packs, 1, &put, &mut on_count);
         outcome.unwrap();
         assert_eq!(sent, packs);
-        assert!(looks >= 2);
+        assert_eq!(
+            batches[0], BATCH_LEN,
+            "it has what was there before it was closed"
+        );
     }
 
     #[test]

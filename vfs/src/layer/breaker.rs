@@ -94,14 +94,17 @@ pub struct Guarded {
     pub volume: Arc<dyn Volume>,
     /// Says whether it answers, and lets go of those who wait for it.
     pub breaker: Arc<Breaker>,
+    /// How many operations it makes at the same time; more wait for their turn.
+    pub at_once: usize,
 }
 
 impl Guarded {
-    /// With the breaker as the outermost layer.
-    pub fn new(breaker: Arc<Breaker>) -> Guarded {
+    /// With the breaker as the outermost layer of a volume that makes so many operations at the same time.
+    pub fn new(breaker: Arc<Breaker>, at_once: usize) -> Guarded {
         Guarded {
             volume: Arc::clone(&breaker) as Arc<dyn Volume>,
             breaker,
+            at_once,
         }
     }
 }
