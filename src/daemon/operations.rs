@@ -62,6 +62,10 @@ pub fn perform(
             volume.connect_store();
             Ok(json!({ "store": volume.settings().store }))
         }
+        Request::StoreLook => {
+            volume.look_for_store();
+            Ok(json!({ "store": volume.settings().store }))
+        }
         Request::Limits { change: None } => value(&volume.limits()),
         Request::Limits {
             change: Some(change),

@@ -97,6 +97,8 @@ pub enum Request {
     },
     /// Open the external volume anew: what the machine knows of its bucket has changed.
     StoreReopen,
+    /// Look for an external volume that is away now, and not at the end of a pause.
+    StoreLook,
     /// Take the mount away, then end.
     Umount {
         /// Where it stands.

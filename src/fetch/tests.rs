@@ -208,7 +208,7 @@ fn several_ranges_of_a_sequence_are_on_their_way_at_the_same_time() {
         }
         place
             .controls
-            .inject(Op::Get, 2 * AHEAD_THREADS, Fault::Hang);
+            .inject(Op::Get, expected, Fault::Hang);
         // On until enough hangs: each read waits, and so do the ranges behind it.
         let hang = |patience| place.controls.wait_until_hanging(expected, patience);
         let answers: Vec<_> = (0..240)
