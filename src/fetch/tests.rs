@@ -206,9 +206,7 @@ fn several_ranges_of_a_sequence_are_on_their_way_at_the_same_time() {
         for at in (0..offset).step_by(RECORD_LEN) {
             place.read(&fetch, at, RECORD_LEN).unwrap();
         }
-        place
-            .controls
-            .inject(Op::Get, expected, Fault::Hang);
+        place.controls.inject(Op::Get, expected, Fault::Hang);
         // On until enough hangs: each read waits, and so do the ranges behind it.
         let hang = |patience| place.controls.wait_until_hanging(expected, patience);
         let answers: Vec<_> = (0..240)
