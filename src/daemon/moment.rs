@@ -119,7 +119,7 @@ impl Volume for LocalFirst {
         self.refuse("bind")
     }
 
-    fn sweep_temporary(&self, _: Duration) -> vfs::Result<u64> {
+    fn sweep_temporary(&self, _: &[&str], _: Duration) -> vfs::Result<u64> {
         self.refuse("sweep")
     }
 }

@@ -58,6 +58,8 @@ impl Shared {
         let unreadable = pipe.run(&mut ends)?;
         self.archive(volume)?;
         self.evict(Pressure::Young)?;
-        unreadable.map_or(Ok(()), Err::<(), Error>)
+        unreadable.map_or(Ok(()), Err::<(), Error>)?;
+        self.sweep(volume);
+        Ok(())
     }
 }
