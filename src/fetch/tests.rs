@@ -197,8 +197,8 @@ fn a_sequence_is_fetched_in_ranges_of_many_records() {
 #[test]
 fn several_ranges_of_a_sequence_are_on_their_way_at_the_same_time() {
     let place = Place::new(1, 400);
-    // A directory, and a bucket.
-    for (at_once, expected) in [(5, 3), (16, AHEAD_THREADS)] {
+    // A directory, and a bucket: of that, all that is left of the pack.
+    for (at_once, expected) in [(5, 3), (16, 5)] {
         let fetch = place.far_only();
         fetch.set_external(Some(place.external().at_once(at_once)));
         // Until the window is long enough.
