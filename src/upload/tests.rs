@@ -30,7 +30,7 @@ fn whoever_waits_has_a_volume_that_is_away_looked_for_now() {
     let controls = FaultControls::new();
     let faulty = Faulty::new(Arc::new(MemoryVolume::new()), controls.clone());
     let breaker = Breaker::start(Arc::new(faulty), policy, StopSignal::new()).unwrap();
-    let guarded = Guarded::new(Arc::new(breaker), 5);
+    let guarded = Guarded::new(Arc::new(breaker));
     let dir = tempfile::tempdir().unwrap();
     let ledger = Arc::new(Ledger::open(dir.path(), Uuid([1; 16])).unwrap());
     let clock = Arc::new(SystemClock);

@@ -174,7 +174,10 @@ fn in_layers(
     };
     let breaker = Breaker::start(Arc::new(retry), policy, stop)
         .map_err(Error::io("watch", PathBuf::from(name)))?;
-    Ok(Guarded::new(Arc::new(breaker), at_once))
+    Ok(Guarded {
+        at_once,
+        ..Guarded::new(Arc::new(breaker))
+    })
 }
 
 /// The external volume that `spec` names, whoever it belongs to; it was there a moment ago.

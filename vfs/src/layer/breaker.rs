@@ -86,6 +86,9 @@ impl Circuit {
 
 type Listener = Arc<dyn Fn() + Send + Sync>;
 
+/// Operations at the same time that every kind of volume makes.
+const AT_ONCE: usize = 5;
+
 /// A volume with whatever layers it has, and the breaker among them.
 #[derive(Clone, Debug)]
 pub struct Guarded {
@@ -98,12 +101,12 @@ pub struct Guarded {
 }
 
 impl Guarded {
-    /// With the breaker as the outermost layer of a volume that makes so many operations at the same time.
-    pub fn new(breaker: Arc<Breaker>, at_once: usize) -> Guarded {
+    /// With the breaker as the outermost layer. Of what it makes at the same time nothing is known: few.
+    pub fn new(breaker: Arc<Breaker>) -> Guarded {
         Guarded {
             volume: Arc::clone(&breaker) as Arc<dyn Volume>,
             breaker,
-            at_once,
+            at_once: AT_ONCE,
         }
     }
 }
