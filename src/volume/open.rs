@@ -53,7 +53,7 @@ const BLOCK_CACHE_BYTES: usize = 32 << 20;
 /// Memory for plain blobs.
 const BLOB_CACHE_BYTES: usize = 48 << 20;
 /// Memory for what is written and not yet in a pack.
-const INGEST_BUDGET_BYTES: usize = 48 << 20;
+const INGEST_BUDGET_BYTES: usize = 24 << 20;
 /// Closed epochs that may wait for the archive thread: each may hold as much memory as an open one.
 const CLOSING_MAX: usize = 1;
 
