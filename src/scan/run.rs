@@ -228,8 +228,7 @@ pub fn scan(
 /// The newest epoch before the scan. A small one closes none for itself.
 fn base_epoch(volume: &Volume, ask: &Ask) -> Result<Epoch> {
     if matches!(ask.scope, Scope::Dirty(_)) {
-        let newest = volume.closed_epochs()?.pop();
-        return Ok(newest.map_or(Epoch(0), |newest| newest.epoch));
+        return Ok(volume.newest_epoch());
     }
     volume.close_epoch(None)
 }
