@@ -184,6 +184,25 @@ impl Epoch {
     }
 }
 
+/// A name or path as text that leads back to it: bytes that are not UTF-8, control characters and the backslash
+/// become `\\xNN`.
+pub fn escape(bytes: &[u8]) -> String {
+    let mut out = String::with_capacity(bytes.len());
+    for chunk in bytes.utf8_chunks() {
+        for letter in chunk.valid().chars() {
+            if letter == '\\' || letter.is_control() {
+                let mut buffer = [0; 4];
+                let encoded = letter.encode_utf8(&mut buffer);
+                out.extend(encoded.bytes().map(|byte| format!("\\x{byte:02x}")));
+            } else {
+                out.push(letter);
+            }
+        }
+        out.extend(chunk.invalid().iter().map(|byte| format!("\\x{byte:02x}")));
+    }
+    out
+}
+
 /// Parses exactly `N` bytes of lower-case hex.
 pub fn parse_hex<const N: usize>(text: &str) -> Option<[u8; N]> {
     let digits = text.as_bytes();
