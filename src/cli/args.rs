@@ -4,8 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 
-use crate::cli::bucket;
-use crate::cli::units;
+use crate::cli::{account, bucket, find, item, units};
 use crate::daemon::Until;
 
 /// How a moment may be written.
@@ -78,6 +77,14 @@ pub(super) enum Command {
     Fleet(Fleet),
     /// Look whether everything is there and whole; exit code 4 if not
     Check(Check),
+    /// The accounts: what there is, and which take changes
+    #[command(subcommand)]
+    Account(account::Command),
+    /// One file, directory or link: its states, and the bytes of each
+    #[command(subcommand)]
+    Item(item::Item),
+    /// Find items, now or at a moment, also those that were deleted
+    Find(Box<find::Find>),
 }
 
 #[derive(Debug, Subcommand)]

@@ -1,10 +1,12 @@
-//! Looking inside: which of the items that a walk gives are the ones somebody looks for.
+//! Looking inside: which of the items that a walk gives are the ones somebody looks for, and where their bytes are.
 
+mod content;
 mod glob;
 
 use crate::types::{FileKind, Timestamp};
 use crate::volume::history::locate::Located;
 
+pub use content::{Content, content_of};
 pub use glob::Glob;
 
 /// How large an item is to be.
