@@ -62,12 +62,12 @@ impl AccountUsage {
 pub fn accounts(view: &View) -> Result<Vec<AccountAt>> {
     let mut named = names_of_accounts(view)?;
     let first = keys::account(AccountId::SERVER);
-    let end = keys::kind_end(AccountId::SERVER, Kind::Account);
+    let end = keys::accounts_end();
     let mut found = Vec::new();
     for entry in view.range(&first, Bound::Excluded(&end)) {
         let (key, value) = entry?;
         let record = AccountRecord::decode(&value)?;
-        if let Some(id) = id_of(&key) {
+        if let Some(id) = keys::account_in(&key) {
             let known = named.remove(&id);
             let (name, standing) =
                 known.unwrap_or_else(|| (record.name.clone().into(), Standing::Present));
@@ -80,12 +80,6 @@ pub fn accounts(view: &View) -> Result<Vec<AccountAt>> {
         }
     }
     Ok(found)
-}
-
-/// The account in a key of [`Kind::Account`].
-fn id_of(key: &[u8]) -> Option<AccountId> {
-    let &[a, b, c] = key.get(4..)?.first_chunk::<3>()?;
-    AccountId::new(u32::from_be_bytes([0, a, b, c]))
 }
 
 /// The newest name of each account, and whether it still leads there.
