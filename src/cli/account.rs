@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::fmt::Write as _;
+use std::io::{self, IsTerminal, Write};
 
 use clap::{Args as ClapArgs, Subcommand};
 use serde_json::{Map, Value, json};
@@ -9,11 +10,12 @@ use serde_json::{Map, Value, json};
 use crate::cli::look::{self, LookAt, Looking, Rows};
 use crate::cli::output::{count, moment, size};
 use crate::cli::{Context, Outcome};
-use crate::daemon::Failure;
+use crate::daemon::{Failure, Request};
 use crate::types::Ino;
 use crate::volume::history::accounts::{self, AccountAt, AccountUsage, usage};
 use crate::volume::history::locate::Standing;
 use crate::volume::history::names;
+use crate::volume::tenancy::AccountChange;
 
 /// What to do with accounts.
 #[derive(Debug, Subcommand)]
@@ -33,12 +35,45 @@ pub(super) enum Command {
         /// Its name or UUID
         account: OsString,
     },
+    /// Let nothing change it until it is enabled: no scan, and read-only in the mount
+    Disable {
+        /// Its name or UUID
+        account: OsString,
+    },
+    /// Let it change again
+    Enable {
+        /// Its name or UUID
+        account: OsString,
+    },
+    /// Take it out of the present, with all that is in it; every moment before still shows it
+    Delete(Delete),
+}
+
+/// Which account goes, and who says so.
+#[derive(Debug, ClapArgs)]
+pub(super) struct Delete {
+    /// Do not ask
+    #[arg(long)]
+    yes: bool,
+    /// Only say what would go
+    #[arg(long)]
+    dry_run: bool,
+    /// Its name or UUID
+    account: OsString,
 }
 
 pub(super) fn run(context: &mut Context, command: Command) -> Outcome {
     match command {
         Command::List { no_count, look } => list(context, &look, no_count),
         Command::Show { look, account } => show(context, &look, &account),
+        Command::Disable { account } => {
+            let said = "takes no changes until it is enabled: no scan, and read-only in the mount";
+            change(context, &account, AccountChange::Disable, said)
+        }
+        Command::Enable { account } => {
+            change(context, &account, AccountChange::Enable, "takes changes again")
+        }
+        Command::Delete(command) => delete(context, &command),
     }
 }
 
@@ -172,6 +207,83 @@ fn show(context: &mut Context, look: &LookAt, account: &OsString) -> Outcome {
     document.insert("fed".into(), json!(account.record.fed));
     let text = told(&looking, &account, &used);
     context.out.result(&Value::Object(document), &text)
+}
+
+fn change(
+    context: &mut Context,
+    account: &OsString,
+    change: AccountChange,
+    said: &str,
+) -> Outcome {
+    let looking = context.look(&LookAt::default())?;
+    let account = find(&looking, account)?;
+    send(context, &account, change, said)
+}
+
+fn send(context: &mut Context, account: &AccountAt, change: AccountChange, said: &str) -> Outcome {
+    let record = context.ask(&Request::Account {
+        uuid: account.record.uuid.clone(),
+        change,
+    })?;
+    let mut document = Map::new();
+    look::put_bytes(&mut document, "account", &account.name);
+    document.insert("uuid".into(), json!(account.record.uuid));
+    for key in ["disabled", "deleted"] {
+        let at = record.get(key).cloned().unwrap_or(Value::Null);
+        document.insert(format!("{key}_at"), at);
+    }
+    let name = look::shown(&account.name);
+    let text = format!("Account '{name}' {said}.");
+    context.out.done(&Value::Object(document), &text)
+}
+
+fn delete(context: &mut Context, command: &Delete) -> Outcome {
+    let looking = context.look(&LookAt::default())?;
+    let account = find(&looking, &command.account)?;
+    let name = look::shown(&account.name);
+    if let Standing::Deleted { in_epoch } = account.standing {
+        let closed = look::epoch_moment(&looking.history, in_epoch);
+        return Err(Failure::failed(format!(
+            "the account '{name}' is deleted already, since epoch {in_epoch} ({closed})"
+        )));
+    }
+    let used = usage(&looking.history.view(None), &account)?;
+    let what = format!(
+        "account '{name}' ({}, {}; UUID {})",
+        count(used.items(), "item"),
+        size(used.bytes),
+        account.record.uuid
+    );
+    if command.dry_run {
+        let mut document = document(&looking, &account, Some(&used));
+        document.insert("dry_run".into(), json!(true));
+        let text = format!("Would delete {what}. Moments before would still show it.");
+        return context.out.result(&Value::Object(document), &text);
+    }
+    if !command.yes {
+        confirm(&what, &account)?;
+    }
+    let said = "is deleted; every moment before still shows it (--at, .snapshots)";
+    send(context, &account, AccountChange::Delete, said)
+}
+
+/// Asks whoever sits at the terminal; nobody there has said yes.
+fn confirm(what: &str, account: &AccountAt) -> Outcome {
+    let stdin = io::stdin();
+    if !stdin.is_terminal() {
+        return Err(Failure::usage(format!(
+            "this deletes {what}: say --yes, or look with --dry-run first"
+        )));
+    }
+    let mut stderr = io::stderr();
+    let asked = write!(stderr, "Delete {what}?\nType its name to go on: ");
+    let mut answer = String::new();
+    let read = asked.and_then(|()| stdin.read_line(&mut answer));
+    let is_meant = answer.trim_end_matches('\n') == look::shown(&account.name);
+    match read {
+        Ok(_) if is_meant => Ok(()),
+        _ => Err(Failure::stopped("not deleted: that is not its name")),
+    }
 }
 
 fn told(looking: &Looking, account: &AccountAt, used: &AccountUsage) -> String {

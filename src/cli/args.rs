@@ -212,6 +212,9 @@ pub(super) struct Mount {
     /// a backup path. Without --at it shows newer epochs as its owner archives them
     #[arg(long, value_name = "SPEC")]
     pub(super) external: Option<String>,
+    /// Only this account, by its name or UUID: its directory is the root of the mount
+    #[arg(long, value_name = "ACCOUNT")]
+    pub(super) account: Option<String>,
     /// How often an external volume is looked at for a newer epoch; 0 for never
     #[arg(long, value_name = "SECONDS", requires = "external")]
     pub(super) poll: Option<u64>,

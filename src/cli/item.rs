@@ -2,10 +2,10 @@
 
 use std::ffi::OsString;
 use std::fmt::Write as _;
-use std::sync::mpsc;
 
 use bytes::Bytes;
 use clap::{Args as ClapArgs, Subcommand};
+use crossbeam_channel::bounded;
 use serde_json::{Map, Value, json};
 
 use crate::cli::find::gone;
@@ -235,7 +235,7 @@ fn cat(context: &mut Context, chosen: &Chosen) -> Outcome {
 }
 
 fn read(tree: &ViewTree, ino: Ino, offset: u64) -> Result<Bytes> {
-    let (answer, answered) = mpsc::sync_channel(1);
+    let (answer, answered) = bounded(1);
     tree.read(
         ino,
         offset,

@@ -62,6 +62,7 @@ pub fn perform(
             volume.connect_store();
             Ok(json!({ "store": volume.settings().store }))
         }
+        Request::Account { uuid, change } => value(&volume.change_tenancy(uuid, *change)?),
         Request::Limits { change: None } => value(&volume.limits()),
         Request::Limits {
             change: Some(change),

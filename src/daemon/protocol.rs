@@ -11,6 +11,7 @@ use serde_json::Value;
 use crate::daemon::failure::Failure;
 use crate::volume::Durability;
 use crate::volume::limits::LimitChange;
+use crate::volume::tenancy::AccountChange;
 use crate::volume::update::SettingsChange;
 
 /// Longest line that is read: a list of epochs is the longest thing said.
@@ -97,6 +98,13 @@ pub enum Request {
     },
     /// Open the external volume anew: what the machine knows of its bucket has changed.
     StoreReopen,
+    /// Disable, enable or delete an account.
+    Account {
+        /// Its UUID.
+        uuid: String,
+        /// What becomes of it.
+        change: AccountChange,
+    },
     /// Take the mount away, then end.
     Umount {
         /// Where it stands.
