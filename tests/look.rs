@@ -96,7 +96,9 @@ impl Story {
 #[test]
 fn each_state_of_an_item_is_told_and_its_bytes_come_back() {
     let story = Story::new();
-    let states = story.run(&["--json", "item", "history", "alice/a.txt"]).rows();
+    let states = story
+        .run(&["--json", "item", "history", "alice/a.txt"])
+        .rows();
     assert_eq!(
         column(&states, "event"),
         ["created", "content", "attributes", "replaced"]
@@ -106,16 +108,31 @@ fn each_state_of_an_item_is_told_and_its_bytes_come_back() {
     assert_eq!(states[2]["mode"], "0600");
     assert_eq!(states[0]["sha256"].as_str().unwrap().len(), 64);
     assert_eq!(states[1]["sha256"], states[2]["sha256"]);
-    assert_eq!(states[3]["time"], json!(null), "its epoch is not closed yet");
-    for (state, content) in [("1", "one"), ("2", "second"), ("3", "second"), ("4", "the third")] {
+    assert_eq!(
+        states[3]["time"],
+        json!(null),
+        "its epoch is not closed yet"
+    );
+    for (state, content) in [
+        ("1", "one"),
+        ("2", "second"),
+        ("3", "second"),
+        ("4", "the third"),
+    ] {
         let cat = story.run(&["item", "cat", "--state", state, "alice/a.txt"]);
         assert_eq!(cat.ok(), content);
     }
     let cat = |at| story.run(&["item", "cat", "--at", at, "alice/a.txt"]).ok();
-    assert_eq!((cat("first"), cat("2"), cat("3")), ("one".into(), "second".into(), "second".into()));
+    assert_eq!(
+        (cat("first"), cat("2"), cat("3")),
+        ("one".into(), "second".into(), "second".into())
+    );
     assert_eq!(story.run(&["item", "cat", "alice/a.txt"]).ok(), "the third");
     let words = story.run(&["item", "history", "alice/a.txt"]).ok();
-    assert!(words.contains("not closed yet") && words.contains("replaced"), "{words}");
+    assert!(
+        words.contains("not closed yet") && words.contains("replaced"),
+        "{words}"
+    );
     let before = story.run(&["--json", "item", "history", "--at", "2", "alice/a.txt"]);
     assert_eq!(before.rows().len(), 2);
     story
@@ -129,14 +146,23 @@ fn each_state_of_an_item_is_told_and_its_bytes_come_back() {
 #[test]
 fn a_renamed_item_says_where_from_and_where_to() {
     let story = Story::new();
-    let old = story.run(&["--json", "item", "history", "alice/old.txt"]).rows();
+    let old = story
+        .run(&["--json", "item", "history", "alice/old.txt"])
+        .rows();
     assert_eq!(column(&old, "event"), ["created", "moved"]);
     assert_eq!(old[1]["renamed_to"], "alice/docs/new.txt");
-    let new = story.run(&["--json", "item", "history", "alice/docs/new.txt"]).rows();
+    let new = story
+        .run(&["--json", "item", "history", "alice/docs/new.txt"])
+        .rows();
     assert_eq!(column(&new, "event"), ["renamed"]);
     assert_eq!(new[0]["renamed_from"], "alice/old.txt");
     assert_eq!(new[0]["item"], old[0]["item"]);
-    assert_eq!(story.run(&["item", "cat", "--state", "1", "alice/old.txt"]).ok(), "moves");
+    assert_eq!(
+        story
+            .run(&["item", "cat", "--state", "1", "alice/old.txt"])
+            .ok(),
+        "moves"
+    );
     story
         .run(&["item", "cat", "--state", "2", "alice/old.txt"])
         .says(1, "was not there");
@@ -147,11 +173,14 @@ fn a_hard_link_is_told_from_a_rename_and_a_name_removed_from_a_deletion() {
     let story = Story::new();
     let tree = &*story.volume;
     let alice = ino(tree, "alice");
-    tree.link(ino(tree, "alice/a.txt"), alice, b"second-name").unwrap();
+    tree.link(ino(tree, "alice/a.txt"), alice, b"second-name")
+        .unwrap();
     story.volume.close_epoch(None).unwrap();
     tree.unlink(alice, b"second-name").unwrap();
     story.volume.close_epoch(None).unwrap();
-    let states = story.run(&["--json", "item", "history", "alice/second-name"]).rows();
+    let states = story
+        .run(&["--json", "item", "history", "alice/second-name"])
+        .rows();
     assert_eq!(column(&states, "event"), ["linked", "unlinked"]);
     assert_eq!(states[0]["linked_from"], "alice/a.txt");
     assert_eq!(states[1]["still_at"], "alice/a.txt");
@@ -170,7 +199,9 @@ fn what_was_deleted_is_found_as_it_was_last_and_what_moved_is_not() {
     assert_eq!(deleted[1]["size"], 70_000);
     assert_eq!(deleted[1]["deleted"]["epoch"], 3);
     assert!(deleted[1]["deleted"]["time"].is_i64());
-    let states = story.run(&["--json", "item", "history", "alice/docs/deep/x.bin"]).rows();
+    let states = story
+        .run(&["--json", "item", "history", "alice/docs/deep/x.bin"])
+        .rows();
     assert_eq!(column(&states, "event"), ["created", "deleted"]);
     let cat = story.run(&["item", "cat", "--state", "1", "alice/docs/deep/x.bin"]);
     assert_eq!(cat.code, 0, "{cat:?}");
@@ -178,14 +209,18 @@ fn what_was_deleted_is_found_as_it_was_last_and_what_moved_is_not() {
     story
         .run(&["item", "cat", "alice/docs/deep/x.bin"])
         .says(1, "not there any more since epoch 3");
-    story
-        .run(&["find", "alice/docs/deep"])
-        .says(1, "--deleted");
-    let below = story.run(&["--json", "find", "--deleted", "alice/docs/deep"]).rows();
+    story.run(&["find", "alice/docs/deep"]).says(1, "--deleted");
+    let below = story
+        .run(&["--json", "find", "--deleted", "alice/docs/deep"])
+        .rows();
     assert_eq!(column(&below, "path"), ["alice/docs/deep/x.bin"]);
-    let then = story.run(&["--json", "find", "--deleted", "--at", "2"]).rows();
+    let then = story
+        .run(&["--json", "find", "--deleted", "--at", "2"])
+        .rows();
     assert!(then.is_empty(), "nothing was deleted by then: {then:?}");
-    let show = story.run(&["--json", "item", "show", "alice/docs/deep/x.bin"]).rows();
+    let show = story
+        .run(&["--json", "item", "show", "alice/docs/deep/x.bin"])
+        .rows();
     assert_eq!(show[0]["deleted"]["epoch"], 3);
     // A directory that was deleted and made anew: what was in the first one is found beside what is in the second.
     let tree = &*story.volume;
@@ -212,21 +247,45 @@ fn an_item_is_found_by_name_words_kind_size_and_time() {
     };
     assert_eq!(
         paths(&["alice"]),
-        ["alice/a.txt", "alice/docs", "alice/docs/new.txt", "alice/late.txt"]
+        [
+            "alice/a.txt",
+            "alice/docs",
+            "alice/docs/new.txt",
+            "alice/late.txt"
+        ]
     );
-    assert_eq!(paths(&["--name", "*.txt", "--type", "f", "bob"]), ["bob/b.txt"]);
+    assert_eq!(
+        paths(&["--name", "*.txt", "--type", "f", "bob"]),
+        ["bob/b.txt"]
+    );
     assert_eq!(paths(&["--type", "d"]), ["alice", "alice/docs", "bob"]);
     assert_eq!(paths(&["--grep", "TXT a.", "alice"]), ["alice/a.txt"]);
     assert_eq!(paths(&["--size", "+8", "alice"]), ["alice/a.txt"]);
     assert_eq!(paths(&["--size", "-5", "alice"]), ["alice/late.txt"]);
-    assert_eq!(paths(&["--size", "+60K", "--at", "first"]), ["alice/docs/deep/x.bin"]);
+    assert_eq!(
+        paths(&["--size", "+60K", "--at", "first"]),
+        ["alice/docs/deep/x.bin"]
+    );
     assert!(paths(&["--older", "2 days ago"]).is_empty());
-    assert_eq!(paths(&["--newer", "2 days ago", "--type", "f", "bob"]), ["bob/b.txt"]);
-    assert!(paths(&["--newer", "3", "--type", "f", "bob"]).is_empty(), "since epoch 3");
-    assert_eq!(paths(&["--at", "first", "--name", "old*"]), ["alice/old.txt"]);
+    assert_eq!(
+        paths(&["--newer", "2 days ago", "--type", "f", "bob"]),
+        ["bob/b.txt"]
+    );
+    assert!(
+        paths(&["--newer", "3", "--type", "f", "bob"]).is_empty(),
+        "since epoch 3"
+    );
+    assert_eq!(
+        paths(&["--at", "first", "--name", "old*"]),
+        ["alice/old.txt"]
+    );
     let accounts = story.run(&["--json", "account", "list"]).rows();
     let uuid = accounts[1]["uuid"].as_str().unwrap();
-    assert_eq!(paths(&[&format!("{uuid}/b.txt")]), Vec::<String>::new(), "a file has nothing in it");
+    assert_eq!(
+        paths(&[&format!("{uuid}/b.txt")]),
+        Vec::<String>::new(),
+        "a file has nothing in it"
+    );
     assert_eq!(paths(&[uuid]), ["bob/b.txt"], "an account by its UUID");
     story.run(&["find", "carol"]).says(1, "there is no 'carol'");
     story.run(&["find", "--size", "big"]).says(2, "size");
@@ -304,7 +363,9 @@ fn a_name_that_is_no_text_is_safe_at_a_terminal_and_exact_in_a_document() {
     let show = args(&["item", "show"]).ok();
     let refused = args(&["item", "cat"]);
     for text in [&found, &history, &show, &refused.err] {
-        let is_safe = text.chars().all(|letter| letter == '\n' || !letter.is_control());
+        let is_safe = text
+            .chars()
+            .all(|letter| letter == '\n' || !letter.is_control());
         assert!(is_safe, "{text:?}");
     }
     assert!(found.contains(r"alice/caf\xe9\x1b[2J\x0a"), "{found}");
@@ -322,7 +383,12 @@ fn a_reader_that_has_seen_enough_ends_a_find_quietly() {
     let volume = place.open();
     let many = mkdir(&*volume, Ino::ROOT, "many");
     for n in 0..20_000 {
-        make(&*volume, many, &format!("a-rather-long-name-of-a-file-{n:08}"), FileKind::File);
+        make(
+            &*volume,
+            many,
+            &format!("a-rather-long-name-of-a-file-{n:08}"),
+            FileKind::File,
+        );
     }
     volume.commit().unwrap();
     for args in [&["find"][..], &["--json", "find"]] {
@@ -347,16 +413,22 @@ fn the_accounts_are_listed_with_what_is_in_them() {
     assert_eq!(rows[1]["last_state"]["epoch"], 1);
     assert_eq!(rows[0]["last_state"]["epoch"], 4);
     assert_eq!(rows[0]["last_state"]["time"], json!(null));
-    let then = story.run(&["--json", "account", "list", "--at", "first"]).rows();
+    let then = story
+        .run(&["--json", "account", "list", "--at", "first"])
+        .rows();
     assert_eq!(column(&then, "bytes"), ["70008", "5"]);
-    let quick = story.run(&["--json", "account", "list", "--no-count"]).rows();
+    let quick = story
+        .run(&["--json", "account", "list", "--no-count"])
+        .rows();
     assert!(quick[0].get("items").is_none());
     let show = &story.run(&["--json", "account", "show", "alice"]).rows()[0];
     assert_eq!((&show["files"], &show["dirs"]), (&json!(3), &json!(1)));
     assert_eq!(show["first_state"]["epoch"], 1);
     let text = story.run(&["account", "show", "bob"]).ok();
     assert!(text.contains("1 file,") && text.contains("live"), "{text}");
-    story.run(&["account", "show", "carol"]).says(1, "no account 'carol'");
+    story
+        .run(&["account", "show", "carol"])
+        .says(1, "no account 'carol'");
 }
 
 #[test]
@@ -365,7 +437,10 @@ fn an_account_that_is_deleted_is_in_every_moment_before() {
     close(volume);
     run(&place, &["account", "delete", "alice"]).says(2, "--yes");
     let dry = run(&place, &["account", "delete", "--dry-run", "alice"]).ok();
-    assert!(dry.contains("Would delete") && dry.contains("4 items"), "{dry}");
+    assert!(
+        dry.contains("Would delete") && dry.contains("4 items"),
+        "{dry}"
+    );
     assert_eq!(run(&place, &["--json", "account", "list"]).rows().len(), 2);
     let uuid = run(&place, &["--json", "account", "show", "alice"]).rows()[0]["uuid"].clone();
     run(&place, &["account", "delete", "--yes", "alice"]).ok();
@@ -379,7 +454,10 @@ fn an_account_that_is_deleted_is_in_every_moment_before() {
     let gone = paths(&["--json", "find", "--deleted"]);
     assert!(gone.contains(&"alice".into()) && gone.contains(&"alice/docs/new.txt".into()));
     assert!(gone.contains(&"alice/docs/deep/x.bin".into()), "{gone:?}");
-    assert!(!gone.contains(&"alice/old.txt".into()), "it was renamed: {gone:?}");
+    assert!(
+        !gone.contains(&"alice/old.txt".into()),
+        "it was renamed: {gone:?}"
+    );
     let cat = run(&place, &["item", "cat", "--at", "first", "alice/a.txt"]).ok();
     assert_eq!(cat, "one");
     let events = run(&place, &["--json", "item", "history", "alice/a.txt"]).rows();
@@ -391,7 +469,11 @@ fn an_account_that_is_deleted_is_in_every_moment_before() {
     put(&*volume, mkdir(&*volume, Ino::ROOT, "alice"), "new", b"new");
     close(volume);
     assert_eq!(paths(&["--json", "find", "alice"]), ["alice/new"]);
-    let old = run(&place, &["--json", "account", "show", uuid.as_str().unwrap()]).rows();
+    let old = run(
+        &place,
+        &["--json", "account", "show", uuid.as_str().unwrap()],
+    )
+    .rows();
     assert_eq!(old[0]["state"], "deleted");
     run(&place, &["check"]).ok();
 }

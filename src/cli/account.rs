@@ -70,9 +70,12 @@ pub(super) fn run(context: &mut Context, command: Command) -> Outcome {
             let said = "takes no changes until it is enabled: no scan, and read-only in the mount";
             change(context, &account, AccountChange::Disable, said)
         }
-        Command::Enable { account } => {
-            change(context, &account, AccountChange::Enable, "takes changes again")
-        }
+        Command::Enable { account } => change(
+            context,
+            &account,
+            AccountChange::Enable,
+            "takes changes again",
+        ),
         Command::Delete(command) => delete(context, &command),
     }
 }
@@ -146,7 +149,9 @@ fn document(
     if let Some(used) = used {
         document.insert("items".into(), json!(used.items()));
         document.insert("bytes".into(), json!(used.bytes));
-        let last = used.last.map(|epoch| look::epoch_document(&looking.history, epoch));
+        let last = used
+            .last
+            .map(|epoch| look::epoch_document(&looking.history, epoch));
         document.insert("last_state".into(), json!(last));
     }
     document
@@ -197,7 +202,9 @@ fn show(context: &mut Context, look: &LookAt, account: &OsString) -> Outcome {
     ] {
         document.insert(key.into(), json!(number));
     }
-    let first = used.first.map(|epoch| look::epoch_document(&looking.history, epoch));
+    let first = used
+        .first
+        .map(|epoch| look::epoch_document(&looking.history, epoch));
     document.insert("first_state".into(), json!(first));
     if let Some((_, inode)) = &root {
         document.insert("mode".into(), json!(format!("{:04o}", inode.mode)));
@@ -209,12 +216,7 @@ fn show(context: &mut Context, look: &LookAt, account: &OsString) -> Outcome {
     context.out.result(&Value::Object(document), &text)
 }
 
-fn change(
-    context: &mut Context,
-    account: &OsString,
-    change: AccountChange,
-    said: &str,
-) -> Outcome {
+fn change(context: &mut Context, account: &OsString, change: AccountChange, said: &str) -> Outcome {
     let looking = context.look(&LookAt::default())?;
     let account = find(&looking, account)?;
     send(context, &account, change, said)
@@ -326,7 +328,10 @@ fn told(looking: &Looking, account: &AccountAt, used: &AccountUsage) -> String {
             count(used.others, "other")
         ),
     );
-    row("bytes", format!("{} ({} bytes)", size(used.bytes), used.bytes));
+    row(
+        "bytes",
+        format!("{} ({} bytes)", size(used.bytes), used.bytes),
+    );
     for (key, epoch) in [("first state", used.first), ("last state", used.last)] {
         if let Some(epoch) = epoch {
             let closed = look::epoch_moment(&looking.history, epoch);

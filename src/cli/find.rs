@@ -128,7 +128,11 @@ fn filter_of(context: &Context, history: &History, find: &Find) -> Result<Filter
     Ok(Filter {
         name: name.map(|name| Glob::new(&look::bytes_of(Some(name)))),
         words: find.grep.as_deref().map_or_else(Vec::new, Filter::words_of),
-        kinds: find.kinds.iter().map(|kind| FileKind::from(*kind)).collect(),
+        kinds: find
+            .kinds
+            .iter()
+            .map(|kind| FileKind::from(*kind))
+            .collect(),
         size: find.size,
         newer: instant(&find.newer)?,
         older: instant(&find.older)?,

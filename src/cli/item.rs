@@ -150,7 +150,9 @@ fn line(history: &History, state: &ItemState) -> String {
     let closed = look::epoch_moment(history, epoch);
     let Some(inode) = &state.inode else {
         let gap = "";
-        return format!("{number:>5} {epoch:>7}  {closed:<23}  {gap:>9}  {gap:<23}  {gap:<6} {gap:<11}  {what}");
+        return format!(
+            "{number:>5} {epoch:>7}  {closed:<23}  {gap:>9}  {gap:<23}  {gap:<6} {gap:<11}  {what}"
+        );
     };
     let len = match inode.kind {
         FileKind::File => size(inode.size),
@@ -216,7 +218,9 @@ fn cat(context: &mut Context, chosen: &Chosen) -> Outcome {
         let path = look::shown(&item.path);
         let what = match item.inode.kind {
             FileKind::Dir => format!("a directory: tidefs find '{path}' shows what is in it"),
-            FileKind::Symlink => format!("a symbolic link to '{}'", look::shown(&item.inode.target)),
+            FileKind::Symlink => {
+                format!("a symbolic link to '{}'", look::shown(&item.inode.target))
+            }
             _ => "a special file, which has no content".into(),
         };
         return Err(Failure::failed(format!("'{path}' is {what}")));
@@ -294,7 +298,11 @@ fn details(
     for name in namespace::xattr_names(view, item.ino)? {
         let mut xattr = Map::new();
         look::put_bytes(&mut xattr, "name", &name);
-        look::put_bytes(&mut xattr, "value", &namespace::xattr(view, item.ino, &name)?);
+        look::put_bytes(
+            &mut xattr,
+            "value",
+            &namespace::xattr(view, item.ino, &name)?,
+        );
         xattrs.push(Value::Object(xattr));
     }
     document.insert("xattrs".into(), json!(xattrs));
@@ -316,9 +324,15 @@ fn told(history: &History, document: &Value, item: &Located, content: &Content) 
     row("links", inode.nlink.to_string());
     match inode.kind {
         FileKind::File => {
-            row("size", format!("{} ({} bytes)", size(inode.size), inode.size));
+            row(
+                "size",
+                format!("{} ({} bytes)", size(inode.size), inode.size),
+            );
             row("stored", size(content.stored_bytes));
-            row("extents", format!("{} in {} packs", content.extents, content.packs));
+            row(
+                "extents",
+                format!("{} in {} packs", content.extents, content.packs),
+            );
             if let Some(digest) = states::digest(inode) {
                 row("sha256", digest.to_string());
             }
@@ -332,13 +346,19 @@ fn told(history: &History, document: &Value, item: &Located, content: &Content) 
     row("state", format!("since epoch {state} ({closed})"));
     if let Standing::Deleted { in_epoch } = item.standing {
         let closed = look::epoch_moment(history, in_epoch);
-        row("deleted", format!("in epoch {in_epoch} ({closed}); this is what it was"));
+        row(
+            "deleted",
+            format!("in epoch {in_epoch} ({closed}); this is what it was"),
+        );
     }
     let xattrs = document.get("xattrs").and_then(Value::as_array);
     for xattr in xattrs.into_iter().flatten() {
         let word = |key| xattr.get(key).and_then(Value::as_str).unwrap_or_default();
         let (name, value) = (look::shown(word("name").as_bytes()), word("value"));
-        row("xattr", format!("{name} = {}", look::shown(value.as_bytes())));
+        row(
+            "xattr",
+            format!("{name} = {}", look::shown(value.as_bytes())),
+        );
     }
     text
 }

@@ -219,7 +219,10 @@ impl Rows {
 
     fn write(&mut self, line: &[u8], end: &[u8]) -> Result<bool, Failure> {
         let is_due = self.flushed.is_none_or(|at| at.elapsed() >= FLUSH_AFTER);
-        let written = self.out.write_all(line).and_then(|()| self.out.write_all(end));
+        let written = self
+            .out
+            .write_all(line)
+            .and_then(|()| self.out.write_all(end));
         let written = match written {
             Ok(()) if is_due => {
                 self.flushed = Some(Instant::now());

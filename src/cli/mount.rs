@@ -103,7 +103,14 @@ impl Plan {
             None => of_path(absolute(Path::new(source))?, at),
         };
         let account = options.account.clone();
-        Plan::with((what, account), mountpoint, options, options_text, false, None)
+        Plan::with(
+            (what, account),
+            mountpoint,
+            options,
+            options_text,
+            false,
+            None,
+        )
     }
 
     fn with(
@@ -223,7 +230,9 @@ impl Plan {
         let volume = open_to_serve(root, &clock, &mut |step| context.report(&step))?;
         context.reporter.clear();
         let account = self.account.as_deref();
-        let account = account.map(|name| live_account(&volume, name)).transpose()?;
+        let account = account
+            .map(|name| live_account(&volume, name))
+            .transpose()?;
         let tree: Arc<dyn Tree> = match account {
             Some(account) => AccountTree::new(Arc::clone(&volume), account),
             None => SnapshotsTree::new(Arc::clone(&volume)),
@@ -323,7 +332,8 @@ impl Plan {
         };
         let moment = at.and(entry.as_ref()).map(|entry| entry.epoch);
         let whole = external.tree(moment)?;
-        let shown_view = moment.map_or_else(|| external.view().clone(), |at| external.view().as_of(at));
+        let shown_view =
+            moment.map_or_else(|| external.view().clone(), |at| external.view().as_of(at));
         let tree: Arc<dyn Tree> = match self.account_in(&shown_view)? {
             Some(account) => AccountTree::new(whole, account),
             None => whole,
@@ -357,7 +367,9 @@ fn live_account(volume: &Volume, name: &str) -> Result<AccountId, Failure> {
         let is_called = account.name.as_deref() == Some(name.as_bytes());
         is_called || (account.name.is_some() && account.record.uuid == name)
     });
-    found.map(|account| account.id).ok_or_else(|| no_account(name))
+    found
+        .map(|account| account.id)
+        .ok_or_else(|| no_account(name))
 }
 
 fn no_account(name: &str) -> Failure {

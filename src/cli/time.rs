@@ -78,7 +78,9 @@ pub(super) fn instant(
     epochs: &[EpochEntry],
     now: Timestamp,
 ) -> Result<Timestamp, Failure> {
-    let is_name = epochs.iter().any(|entry| entry.name.as_deref() == Some(text));
+    let is_name = epochs
+        .iter()
+        .any(|entry| entry.name.as_deref() == Some(text));
     if !is_name && let Some(Moment::At(time)) = parse(text, now) {
         return Ok(time);
     }

@@ -89,7 +89,7 @@ fn tell(queue: &Receiver<Word>, notifier: &Notifier, account: Option<AccountId>)
         let told = match word {
             Word::Entry(parent, name) => {
                 notifier.invalidate_entry(number_in(account, parent), &name)
-            },
+            }
             Word::Inode(ino) => notifier.invalidate_inode(number_in(account, ino)),
             Word::Settle(answer) => {
                 // Who asked may have given up.

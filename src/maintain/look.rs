@@ -125,7 +125,10 @@ mod tests {
         assert!(fits(sized(SizeTest::Below(1001))) && !fits(sized(SizeTest::Below(1000))));
         assert!(fits(sized(SizeTest::Exactly(1000))));
         let dir = item("alice/Docs", FileKind::Dir, 1000, 50);
-        assert!(!sized(SizeTest::Above(0)).fits(&dir), "a directory has no size");
+        assert!(
+            !sized(SizeTest::Above(0)).fits(&dir),
+            "a directory has no size"
+        );
         let at = |secs| Timestamp { secs, nanos: 0 };
         let since = |secs| Filter {
             newer: Some(at(secs)),

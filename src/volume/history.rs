@@ -97,7 +97,9 @@ impl History {
 
     /// When `epoch` was closed; `None` for one that is not closed yet.
     pub fn time_of(&self, epoch: Epoch) -> Option<Timestamp> {
-        let found = self.epochs.binary_search_by_key(&epoch, |entry| entry.epoch);
+        let found = self
+            .epochs
+            .binary_search_by_key(&epoch, |entry| entry.epoch);
         let entry = found.ok().and_then(|at| self.epochs.get(at))?;
         Some(Timestamp {
             secs: entry.time,
@@ -141,8 +143,9 @@ fn look(root: &Path, identity: &Identity) -> Result<View> {
         .uuid()
         .ok_or_else(|| Error::corrupt(root.display().to_string(), 0, "no volume UUID"))?;
     let journal_dir = root.join(journal::DIR);
-    let covered = newest_local_record(root)?
-        .map_or((Epoch(0), Lsn(0)), |record| (record.epoch, record.last_lsn()));
+    let covered = newest_local_record(root)?.map_or((Epoch(0), Lsn(0)), |record| {
+        (record.epoch, record.last_lsn())
+    });
     // What a take-over set aside has none.
     let replayed = if journal_dir.is_dir() {
         replay::replay(&journal_dir, volume.0, covered.0, covered)?.epochs
@@ -181,5 +184,8 @@ fn in_memory(
     }
     let (_, bytes) = writer.finish()?;
     let source = MemorySource::new(name, bytes);
-    Ok(Arc::new(Segment::open(Arc::new(source), Arc::clone(cache))?))
+    Ok(Arc::new(Segment::open(
+        Arc::new(source),
+        Arc::clone(cache),
+    )?))
 }

@@ -49,7 +49,9 @@ impl Volume {
                     record.disabled.get_or_insert(now);
                 })?;
             }
-            AccountChange::Enable => self.set_record(account.id, |record| record.disabled = None)?,
+            AccountChange::Enable => {
+                self.set_record(account.id, |record| record.disabled = None)?
+            }
             AccountChange::Delete => self.delete_account(&account)?,
         }
         self.commit()?;
@@ -60,9 +62,14 @@ impl Volume {
         record.ok_or_else(|| Errno::ENOENT.into())
     }
 
-    fn set_record(&self, account: AccountId, change: impl FnOnce(&mut AccountRecord)) -> Result<()> {
+    fn set_record(
+        &self,
+        account: AccountId,
+        change: impl FnOnce(&mut AccountRecord),
+    ) -> Result<()> {
         self.admit()?;
-        self.overlay.transact(|tx| put_record(tx, account, change))?;
+        self.overlay
+            .transact(|tx| put_record(tx, account, change))?;
         self.forget_fed(account);
         Ok(())
     }

@@ -59,16 +59,18 @@ impl Drop for Mount<'_> {
 
 fn names(dir: &Path) -> Vec<String> {
     let entries = fs::read_dir(dir).unwrap();
-    let name = |entry: std::io::Result<fs::DirEntry>| {
-        entry.unwrap().file_name().into_string().unwrap()
-    };
+    let name =
+        |entry: std::io::Result<fs::DirEntry>| entry.unwrap().file_name().into_string().unwrap();
     let mut names: Vec<String> = entries.map(name).collect();
     names.sort();
     names
 }
 
 fn errno<T>(outcome: std::io::Result<T>) -> Option<Errno> {
-    outcome.err().and_then(|error| error.raw_os_error()).map(Errno::from_raw)
+    outcome
+        .err()
+        .and_then(|error| error.raw_os_error())
+        .map(Errno::from_raw)
 }
 
 #[test]
@@ -80,14 +82,23 @@ fn what_was_written_just_now_is_seen_beside_the_daemon() {
     fs::create_dir(mount.at("alice")).unwrap();
     fs::write(mount.at("alice/a"), "one").unwrap();
     run(&place, &["snapshot", "one"]).ok();
-    let mut file = OpenOptions::new().append(true).open(mount.at("alice/a")).unwrap();
+    let mut file = OpenOptions::new()
+        .append(true)
+        .open(mount.at("alice/a"))
+        .unwrap();
     file.write_all(b" and more").unwrap();
     // Still open, not closed, not synced.
     let states = run(&place, &["--json", "item", "history", "alice/a"]).rows();
     assert_eq!(column(&states, "event"), ["created", "content"]);
     assert_eq!(column(&states, "size"), ["3", "12"]);
-    assert_eq!(run(&place, &["item", "cat", "alice/a"]).ok(), "one and more");
-    assert_eq!(run(&place, &["item", "cat", "--at", "one", "alice/a"]).ok(), "one");
+    assert_eq!(
+        run(&place, &["item", "cat", "alice/a"]).ok(),
+        "one and more"
+    );
+    assert_eq!(
+        run(&place, &["item", "cat", "--at", "one", "alice/a"]).ok(),
+        "one"
+    );
     drop(file);
     fs::remove_file(mount.at("alice/a")).unwrap();
     let gone = run(&place, &["--json", "find", "--deleted"]).rows();
@@ -107,16 +118,28 @@ fn a_disabled_account_is_read_only_until_it_is_enabled() {
         fs::create_dir(mount.at(account)).unwrap();
         fs::write(mount.at(account).join("a"), "before").unwrap();
     }
-    let mut open = OpenOptions::new().append(true).open(mount.at("alice/a")).unwrap();
+    let mut open = OpenOptions::new()
+        .append(true)
+        .open(mount.at("alice/a"))
+        .unwrap();
     open.write_all(b" and").unwrap();
     run(&place, &["account", "disable", "alice"]).ok();
     let rofs = Some(Errno::EROFS);
-    assert_eq!(errno(open.write_all(b" not this").and_then(|()| open.sync_all())), rofs);
+    assert_eq!(
+        errno(open.write_all(b" not this").and_then(|()| open.sync_all())),
+        rofs
+    );
     assert_eq!(errno(fs::write(mount.at("alice/a"), "x")), rofs);
     assert_eq!(errno(fs::write(mount.at("alice/new"), "x")), rofs);
     assert_eq!(errno(fs::remove_file(mount.at("alice/a"))), rofs);
-    assert_eq!(errno(fs::rename(mount.at("alice"), mount.at("carol"))), rofs);
-    assert_eq!(fs::read_to_string(mount.at("alice/a")).unwrap(), "before and");
+    assert_eq!(
+        errno(fs::rename(mount.at("alice"), mount.at("carol"))),
+        rofs
+    );
+    assert_eq!(
+        fs::read_to_string(mount.at("alice/a")).unwrap(),
+        "before and"
+    );
     fs::write(mount.at("bob/a"), "others go on").unwrap();
     let rows = run(&place, &["--json", "account", "list"]).rows();
     assert_eq!(column(&rows, "state"), ["disabled", "live"]);
@@ -198,7 +221,10 @@ fn one_account_is_mounted_alone() {
         mount.umount();
     }
     let point = mount.point.to_str().unwrap();
-    for args in [&["--account", "carol"][..], &["--account", "carol", "--at", "one"]] {
+    for args in [
+        &["--account", "carol"][..],
+        &["--account", "carol", "--at", "one"],
+    ] {
         let mut all = vec!["mount"];
         all.extend(args);
         all.push(point);

@@ -95,7 +95,12 @@ pub(crate) fn first_line(place: &Place, args: &[&str]) -> (String, Ended) {
     out.read_line(&mut line).unwrap();
     drop(out);
     let mut err = String::new();
-    child.stderr.take().unwrap().read_to_string(&mut err).unwrap();
+    child
+        .stderr
+        .take()
+        .unwrap()
+        .read_to_string(&mut err)
+        .unwrap();
     let code = child.wait().unwrap().code().unwrap_or(-1);
     let ended = Ended {
         code,

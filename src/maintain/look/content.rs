@@ -31,7 +31,11 @@ pub fn content_of(view: &View, ino: Ino, inode: &Inode) -> Result<Content> {
         for leaf in view.range(&from, Bound::Excluded(&to)) {
             let (_, leaf) = leaf?;
             let extents = decode_extents(&leaf).ok_or_else(|| {
-                Error::corrupt(format!("the extents of inode {ino}"), 0, "not in the format")
+                Error::corrupt(
+                    format!("the extents of inode {ino}"),
+                    0,
+                    "not in the format",
+                )
             })?;
             found.add(&extents);
         }

@@ -25,7 +25,12 @@ fn letters(bytes: &[u8]) -> Vec<u32> {
     let mut out = Vec::with_capacity(bytes.len());
     for chunk in bytes.utf8_chunks() {
         out.extend(chunk.valid().chars().map(u32::from));
-        out.extend(chunk.invalid().iter().map(|byte| BYTES_FROM + u32::from(*byte)));
+        out.extend(
+            chunk
+                .invalid()
+                .iter()
+                .map(|byte| BYTES_FROM + u32::from(*byte)),
+        );
     }
     out
 }
@@ -186,7 +191,10 @@ mod tests {
         ] {
             assert!(!fits(pattern, name), "{pattern} {name}");
         }
-        assert!(Glob::new(b"caf?").fits(b"caf\xe9"), "a byte that is no letter");
+        assert!(
+            Glob::new(b"caf?").fits(b"caf\xe9"),
+            "a byte that is no letter"
+        );
         assert!(Glob::new(b"caf\xe9").fits(b"caf\xe9"));
         assert!(!Glob::new(b"caf\xe9").fits("caf\u{e9}".as_bytes()));
     }

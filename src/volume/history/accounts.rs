@@ -97,7 +97,9 @@ fn names_of_accounts(view: &View) -> Result<HashMap<AccountId, (Bytes, Standing)
                     continue;
                 }
                 // A name that it no longer has, as it goes on under another, is the older one.
-                let standing = span.until.map_or(Standing::Present, |in_epoch| Standing::Deleted { in_epoch });
+                let standing = span
+                    .until
+                    .map_or(Standing::Present, |in_epoch| Standing::Deleted { in_epoch });
                 let newest = found.get(&ino.account()).map(|(.., since)| *since);
                 if newest.is_none_or(|newest| span.since > newest) {
                     found.insert(ino.account(), (name.name.clone(), standing, span.since));
@@ -118,7 +120,9 @@ pub(super) fn by_uuid(view: &View, uuid: &[u8]) -> Result<Option<AccountAt>> {
     };
     let uuid = uuid.to_string();
     let found = accounts(view)?;
-    Ok(found.into_iter().find(|account| account.record.uuid == uuid))
+    Ok(found
+        .into_iter()
+        .find(|account| account.record.uuid == uuid))
 }
 
 /// The account called `name`, or with this UUID. Of several that had the name, the one that is there, else the newest.
@@ -146,7 +150,9 @@ pub fn usage(view: &View, account: &AccountAt) -> Result<AccountUsage> {
         let entry = entry?;
         let is_newest = entry.key != key;
         usage.last = usage.last.max(Some(entry.epoch));
-        usage.first = usage.first.map_or(Some(entry.epoch), |first| Some(first.min(entry.epoch)));
+        usage.first = usage
+            .first
+            .map_or(Some(entry.epoch), |first| Some(first.min(entry.epoch)));
         let (Some(value), Some(ino)) = (&entry.value, keys::ino_of(&entry.key)) else {
             key = entry.key;
             continue;

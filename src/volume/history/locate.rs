@@ -36,7 +36,8 @@ pub struct Located {
 
 /// The parts of a path, without empty ones.
 pub fn parts(path: &[u8]) -> impl Iterator<Item = &[u8]> {
-    path.split(|byte| *byte == b'/').filter(|part| !part.is_empty())
+    path.split(|byte| *byte == b'/')
+        .filter(|part| !part.is_empty())
 }
 
 /// What `path` (`ACCOUNT[/PATH]`, or nothing for the root) leads to at the moment of `view`; with `gone`, also what it

@@ -49,7 +49,11 @@ pub enum End {
 fn decode(entry: &Entry, value: &[u8]) -> Result<EntryTarget> {
     inode::decode_entry(value).ok_or_else(|| {
         let name = keys::name_of(&entry.key).escape_ascii();
-        Error::corrupt(format!("the directory entry \"{name}\""), 0, "not in the format")
+        Error::corrupt(
+            format!("the directory entry \"{name}\""),
+            0,
+            "not in the format",
+        )
     })
 }
 
@@ -126,9 +130,8 @@ pub fn names_of(
 fn name(key: &Bytes, spans: Spans) -> Option<Name> {
     let mut spans = spans.newest_first.into_iter();
     let newest = spans.next()?;
-    let is_other_dir = |span: &Span| {
-        span.target.kind == FileKind::Dir && span.target.ino != newest.target.ino
-    };
+    let is_other_dir =
+        |span: &Span| span.target.kind == FileKind::Dir && span.target.ino != newest.target.ino;
     Some(Name {
         name: key.slice_ref(keys::name_of(key)),
         newest,
@@ -149,7 +152,11 @@ pub fn end_of(view: &View, ino: Ino, until: Epoch) -> Result<End> {
         return Ok(End::Removed);
     };
     let nlink = Inode::decode(&bytes).map_or(0, |inode| inode.nlink);
-    Ok(if nlink > 0 { End::Elsewhere } else { End::Removed })
+    Ok(if nlink > 0 {
+        End::Elsewhere
+    } else {
+        End::Removed
+    })
 }
 
 /// The inode at the moment of `view`, and the epoch of that state.
@@ -177,5 +184,6 @@ pub fn last_inode(view: &View, ino: Ino) -> Result<Option<(Epoch, Inode)>> {
 }
 
 pub(super) fn decode_inode(ino: Ino, value: &[u8]) -> Result<Inode> {
-    Inode::decode(value).ok_or_else(|| Error::corrupt(format!("inode {ino}"), 0, "not in the format"))
+    Inode::decode(value)
+        .ok_or_else(|| Error::corrupt(format!("inode {ino}"), 0, "not in the format"))
 }

@@ -179,7 +179,9 @@ impl States<'_> {
         }
         versions.reverse();
         let first = versions.partition_point(|(epoch, _)| *epoch <= span.since);
-        let existed = versions.first().is_some_and(|(epoch, _)| *epoch < span.since);
+        let existed = versions
+            .first()
+            .is_some_and(|(epoch, _)| *epoch < span.since);
         let leaves = self.leaf_epochs(ino, &versions)?;
         let mut older: Option<(Epoch, Inode)> = None;
         for (epoch, inode) in versions.into_iter().skip(first.saturating_sub(1)) {
@@ -200,7 +202,10 @@ impl States<'_> {
         let mut epochs = BTreeSet::new();
         if versions.len() > 1 && versions.iter().any(|(_, inode)| inode.has_leaves) {
             let (from, to) = (keys::extents(ino, 0), keys::extents_end(ino));
-            for entry in self.view.versions(&from, Bound::Excluded(&to), CacheUse::Bypass) {
+            for entry in self
+                .view
+                .versions(&from, Bound::Excluded(&to), CacheUse::Bypass)
+            {
                 epochs.insert(entry?.epoch);
             }
         }
@@ -224,7 +229,11 @@ impl States<'_> {
             .found
             .last()
             .is_some_and(|state| state.inode.is_some() && state.epoch < span.since);
-        Ok(if is_taken { Event::Replaced } else { Event::Created })
+        Ok(if is_taken {
+            Event::Replaced
+        } else {
+            Event::Created
+        })
     }
 
     /// What became of the item at the end of a span; nothing is said if it is gone and another one has its name.
@@ -259,7 +268,10 @@ fn is_same(older: &(Epoch, Inode), newer: (Epoch, &Inode), leaves: &BTreeSet<Epo
         return false;
     }
     if is.has_leaves {
-        return leaves.range(Epoch(older.0.0 + 1)..=newer.0).next().is_none();
+        return leaves
+            .range(Epoch(older.0.0 + 1)..=newer.0)
+            .next()
+            .is_none();
     }
     are_alike(&was.extents, &is.extents)
 }

@@ -106,7 +106,10 @@ impl Level {
 
     /// What a name leads to, and the directories it led to before, go to `found`.
     fn visit(&mut self, name: &Name, wanted: Wanted) -> Result<()> {
-        let former = name.former_dirs.iter().filter(|_| wanted != Wanted::Present);
+        let former = name
+            .former_dirs
+            .iter()
+            .filter(|_| wanted != Wanted::Present);
         for span in std::iter::once(&name.newest).chain(former) {
             let is_over = span.until.is_some() || self.standing != Standing::Present;
             let is_dir = span.target.kind == FileKind::Dir;
@@ -169,9 +172,7 @@ impl Walk {
 fn state_of(view: &View, span: &Span, standing: Standing) -> Result<Option<(Epoch, Inode)>> {
     match standing {
         Standing::Present => names::inode_at(view, span.target.ino).map(Some),
-        Standing::Deleted { in_epoch } => {
-            names::last_inode(&view.as_of(in_epoch), span.target.ino)
-        }
+        Standing::Deleted { in_epoch } => names::last_inode(&view.as_of(in_epoch), span.target.ino),
     }
 }
 
