@@ -103,8 +103,12 @@ pub(super) fn run(context: &mut Context, find: &Find) -> Outcome {
     if wanted == Wanted::Present && from.standing != Standing::Present {
         return Err(gone(&looking, &from));
     }
+    let is_gone = from.standing != Standing::Present;
+    // What is not a directory has nothing in it, and is meant itself.
+    let is_meant = from.inode.kind != FileKind::Dir && is_gone == find.deleted;
+    let itself = is_meant.then(|| Ok(from.clone()));
     let mut rows = Rows::new(context);
-    for item in walk(&view, &from, wanted) {
+    for item in itself.into_iter().chain(walk(&view, &from, wanted)) {
         let item = item?;
         if filter.fits(&item) {
             let history = &looking.history;
