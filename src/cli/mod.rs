@@ -18,10 +18,14 @@ mod limits;
 mod look;
 mod mount;
 mod mount8;
+mod ops;
 mod output;
 mod progress;
+mod restore;
+mod scan;
 mod serving;
 mod snapshot;
+mod source;
 mod status;
 mod store;
 mod take_over;
@@ -99,14 +103,17 @@ struct Context {
 impl Context {
     fn dispatch(mut self, command: Command) -> Outcome {
         match &command {
-            // Those that may serve decide for themselves.
-            Command::Mount(_) | Command::Bridge(_) | Command::Daemon(_) => {}
+            // Those that may serve, or have something to say when they are stopped, decide for themselves.
+            Command::Mount(_) | Command::Bridge(_) | Command::Daemon(_) | Command::Restore(_) => {}
             _ => begin_command()?,
         }
         match command {
             Command::Init => init::run(&self),
             Command::Status => status::run(&mut self),
             Command::Bucket(command) => bucket::run(&mut self, *command),
+            Command::Source(command) => source::run(&mut self, *command),
+            Command::Scan(scan) => scan::run(&mut self, *scan),
+            Command::Ops { command } => ops::run(&mut self, command),
             Command::Store(command) => store::run(&mut self, command),
             Command::Mount(mount) => mount::run(&mut self, mount),
             Command::Bridge(bridge) => bridge::run(&mut self, bridge),
@@ -120,6 +127,7 @@ impl Context {
             Command::Account(command) => account::run(&mut self, command),
             Command::Item(item) => item::run(&mut self, item),
             Command::Find(find) => find::run(&mut self, &find),
+            Command::Restore(restore) => restore::run(&mut self, &restore),
         }
     }
 

@@ -1,7 +1,7 @@
 //! The life of a process that serves: it opens, mounts, answers its control socket, drains and ends.
 //!
 //! In reading order: `failure` (how anything ends that was not well), `protocol` (what is said through the
-//! socket), `operations` (what is asked of an open volume, with a daemon or without), `opening`, `control` and `client`
+//! socket), `operations` (what is asked of an open volume, with a daemon or without), `ops` and `scanning` (what takes long), `opening`, `control` and `client`
 //! (the two ends of the socket), `serve` (from ready to gone), `door` (changes that do not come through the mount), `signals`, `arenas`, `background`, `log`, `mounts` and `follow` (the newest of an external volume).
 //! What was typed and how it is shown may not enter: that is `cli/`.
 
@@ -16,7 +16,9 @@ pub mod log;
 pub mod mounts;
 pub mod opening;
 pub mod operations;
+pub mod ops;
 pub mod protocol;
+pub mod scanning;
 pub mod serve;
 pub mod signals;
 

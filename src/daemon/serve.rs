@@ -12,11 +12,14 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender, bounded};
 use serde_json::{Value, json};
 
+use crate::clock::{Clock, SystemClock};
 use crate::daemon::control::{Control, Respond};
 use crate::daemon::door::Door;
 use crate::daemon::failure::Failure;
 use crate::daemon::operations::{Meter, leftover, perform};
-use crate::daemon::protocol::{Progress, Request};
+use crate::daemon::ops::Ops;
+use crate::daemon::protocol::{Progress, Request, ScanRequest};
+use crate::daemon::scanning::Plan;
 use crate::daemon::{mounts, signals};
 use crate::error::{Error, Result};
 use crate::fuse::Mounted;
@@ -31,6 +34,8 @@ pub const DRAIN_DEFAULT: Duration = Duration::from_secs(30);
 const DRAIN_ON_SIGNAL: Duration = Duration::from_secs(3);
 /// After a signal, open files may keep the mount alive for this long.
 const BUSY_PATIENCE: Duration = Duration::from_secs(5);
+/// Operations get this long to come to a stop: a source that hangs holds nobody up.
+const OPS_PATIENCE: Duration = Duration::from_secs(2);
 /// Those who are told the end may take this long to read it.
 const FAREWELL: Duration = Duration::from_secs(2);
 /// Events that may wait: each comes from a person.
@@ -55,6 +60,7 @@ pub struct Serving {
     /// may be gone long before the kernel is through with a million inodes, and umount(2) returns.
     wish: Mutex<Option<Duration>>,
     since: i64,
+    ops: Arc<Ops>,
     life: Mutex<Life>,
     changed: Condvar,
     events: Sender<Event>,
@@ -104,6 +110,7 @@ impl Serving {
             mounted: Mutex::default(),
             wish: Mutex::default(),
             since,
+            ops: Arc::default(),
             life: Mutex::default(),
             changed: Condvar::new(),
             events,
@@ -155,9 +162,44 @@ impl Serving {
         outcome.map(drop)
     }
 
+    /// Serves for one request, and closes the volume: others can ask how far it is, and end it.
+    pub fn once(
+        volume: Arc<Volume>,
+        since: i64,
+        request: &Request,
+        progress: &mut dyn FnMut(Progress) -> bool,
+    ) -> Result<Value, Failure> {
+        let (serving, control) = Serving::start(volume, None, since)?;
+        serving.life().phase = Phase::Serving;
+        let outcome = serving.respond(request, progress);
+        let closed = serving.close(Duration::ZERO);
+        serving.life().end = Some(closed.clone());
+        serving.changed.notify_all();
+        control.settle(FAREWELL);
+        drop(control);
+        let answer = outcome?;
+        closed.map(|_| answer)
+    }
+
+    /// Scans as an operation, which goes on if whoever asked goes away.
+    fn scan(
+        &self,
+        request: &ScanRequest,
+        progress: &mut dyn FnMut(Progress) -> bool,
+    ) -> Result<Value, Failure> {
+        let plan = Plan::new(&self.volume, request)?;
+        let what = plan.what(SystemClock.now().secs);
+        let volume = Arc::clone(&self.volume);
+        let id = self
+            .ops
+            .start(what, move |handle| plan.run(&volume, handle))?;
+        self.ops.follow(id, progress)
+    }
+
     fn close(&self, drain: Duration) -> Result<Value, Failure> {
         self.life().phase = Phase::Closing;
         tracing::info!(path = %self.volume.root().display(), ?drain, "closing");
+        self.ops.stop_all(OPS_PATIENCE);
         let mut meter = Meter::default();
         let closed = self.volume.close(drain, &mut |status| {
             let mut life = self.life();
@@ -206,6 +248,10 @@ impl Serving {
 
     /// Takes the mount away and asks the process to end.
     fn end_mount(&self, lazy: bool, drain_ms: u64) -> Result<Detached, Failure> {
+        // For a process that serves one operation only, this is its end.
+        if self.mounted_slot().is_none() {
+            self.ops.stop_all(Duration::ZERO);
+        }
         let mut wish = self.wish();
         let mounted = self.mounted_slot().clone();
         let detached = match &mounted {
@@ -244,9 +290,7 @@ impl Serving {
             };
             let step = step.unwrap_or_else(|| Progress {
                 step: "closing".into(),
-                done_bytes: 0,
-                total_bytes: None,
-                note: None,
+                ..Progress::default()
             });
             if !progress(step) {
                 return Err(Failure::stopped("nobody listens"));
@@ -301,9 +345,17 @@ impl Respond for Serving {
                 Detached::Whole => self.follow(progress),
                 Detached::StillBusy => Ok(json!({ "is_busy": true })),
             },
+            Request::Scan(scan) => self.scan(scan, progress),
+            Request::Ops => to_value(&self.ops.list()),
+            Request::OpsWatch { id } => self.ops.follow(*id, progress),
+            Request::OpsStop { id } => to_value(&self.ops.stop(*id)?),
             other => perform(&self.volume, other, progress),
         }
     }
+}
+
+fn to_value(document: &impl serde::Serialize) -> Result<Value, Failure> {
+    serde_json::to_value(document).map_err(|error| Failure::failed(error.to_string()))
 }
 
 /// Serves a view until its mount is gone or a signal comes. There is nothing to close.

@@ -7,9 +7,11 @@ use std::num::NonZeroUsize;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::mpsc;
 use std::time::Duration;
 
 use tempfile::TempDir;
+use vfs::dir::MountWatch;
 use vfs::{
     Body, DirVolume, ErrorClass, MountKind, ObjectKey, Precondition, Sentinel, Volume, VolumeExt,
 };
@@ -194,19 +196,30 @@ fn leftovers_of_a_crash_are_not_listed_and_are_swept_when_old() {
         fs::write(leftover, "half").unwrap();
     }
     fs::write(root.path().join("items/.hidden"), "not ours").unwrap();
+    // Another volume in a directory of this one.
+    let beside = root.path().join("host-8/items/.tmp-3-0");
+    fs::create_dir_all(beside.parent().unwrap()).unwrap();
+    fs::write(&beside, "half").unwrap();
     assert_eq!(listed(&volume), ["items/00/a"]);
     assert_eq!(
-        volume.sweep_temporary(Duration::from_secs(3600)).unwrap(),
+        volume
+            .sweep_temporary(&[""], Duration::from_secs(3600))
+            .unwrap(),
         0
     );
     let old = fs::File::options().write(true).open(&leftovers[1]).unwrap();
     old.set_modified(std::time::SystemTime::now() - Duration::from_secs(7200))
         .unwrap();
     assert_eq!(
-        volume.sweep_temporary(Duration::from_secs(3600)).unwrap(),
+        volume
+            .sweep_temporary(&[""], Duration::from_secs(3600))
+            .unwrap(),
         1
     );
-    assert_eq!(volume.sweep_temporary(Duration::ZERO).unwrap(), 1);
+    let ours = ["items/", "accounts/"];
+    assert_eq!(volume.sweep_temporary(&ours, Duration::ZERO).unwrap(), 0);
+    assert!(beside.exists());
+    assert_eq!(volume.sweep_temporary(&[""], Duration::ZERO).unwrap(), 2);
     assert!(leftovers.iter().all(|leftover| !leftover.exists()));
     assert!(root.path().join("items/.hidden").exists());
     assert_eq!(listed(&volume), ["items/00/a"]);
@@ -255,7 +268,7 @@ fn a_link_planted_below_the_root_leads_nowhere() {
     assert!(put(&volume, "items/new", b"x").is_err());
     assert!(put(&volume, "items/deep/new", b"x").is_err());
     assert_eq!(listed(&volume), [""; 0]);
-    volume.sweep_temporary(Duration::ZERO).unwrap();
+    volume.sweep_temporary(&[""], Duration::ZERO).unwrap();
     // A put takes the place of a link and does not follow it.
     put(&volume, "file", b"ours").unwrap();
     assert_eq!(
@@ -395,6 +408,28 @@ fn invariant_7_an_unmounted_disk_is_refused_and_taken_up_again_when_it_is_back()
     volume.verify_identity().unwrap();
     put(&volume, "a", b"x").unwrap();
     assert!(path.join("a").exists());
+}
+
+#[test]
+fn another_mount_in_the_place_of_a_volume_is_told_and_one_elsewhere_is_not() {
+    let parent = TempDir::new().unwrap();
+    let canonical = parent.path().canonicalize().unwrap();
+    let (path, elsewhere) = (canonical.join("nas"), canonical.join("elsewhere"));
+    fs::create_dir(&path).unwrap();
+    fs::create_dir(&elsewhere).unwrap();
+    let (told, heard) = mpsc::channel();
+    let watch = MountWatch::start(path.join("volume"), move || told.send(()).unwrap()).unwrap();
+    let Some(mounted) = Mounted::at(&path) else {
+        return;
+    };
+    heard.recv().unwrap();
+    let other = Mounted::at(&elsewhere).unwrap();
+    drop(other);
+    drop(mounted);
+    heard.recv().unwrap();
+    drop(watch);
+    // Two changes, two words, and no more: the watch has ended.
+    assert_eq!(heard.recv(), Err(mpsc::RecvError));
 }
 
 #[test]
