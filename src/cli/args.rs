@@ -5,7 +5,10 @@ use std::path::PathBuf;
 
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 
+use crate::cli::account;
 use crate::cli::bucket;
+use crate::cli::find;
+use crate::cli::item;
 use crate::cli::ops;
 use crate::cli::scan;
 use crate::cli::source;
@@ -93,6 +96,14 @@ pub(super) enum Command {
     Fleet(Fleet),
     /// Look whether everything is there and whole; exit code 4 if not
     Check(Check),
+    /// The accounts: what there is, and which take changes
+    #[command(subcommand)]
+    Account(account::Command),
+    /// One file, directory or link: its states, and the bytes of each
+    #[command(subcommand)]
+    Item(item::Item),
+    /// Find items, now or at a moment, also those that were deleted
+    Find(Box<find::Find>),
     /// Get an account, a directory or a file back, as it is or was; exit code 4 if some items could not be restored
     Restore(Restore),
 }
@@ -222,6 +233,9 @@ pub(super) struct Mount {
     /// a backup path. Without --at it shows newer epochs as its owner archives them
     #[arg(long, value_name = "SPEC")]
     pub(super) external: Option<String>,
+    /// Only this account, by its name or UUID: its directory is the root of the mount
+    #[arg(long, value_name = "ACCOUNT")]
+    pub(super) account: Option<String>,
     /// How often an external volume is looked at for a newer epoch; 0 for never
     #[arg(long, value_name = "SECONDS", requires = "external")]
     pub(super) poll: Option<u64>,

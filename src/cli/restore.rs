@@ -14,13 +14,13 @@ use serde_json::{Value, json};
 use crate::cli::args::Restore;
 use crate::cli::output::{clean, count, moment, size};
 use crate::cli::{Context, Outcome, absolute, time};
-use crate::daemon::moment::open_moments;
 use crate::daemon::protocol::FileProgress;
 use crate::daemon::{Failure, FailureKind, Progress, Request, log, signals};
 use crate::restore::{self, Named, Options, RestoreReport, SoFar};
 use crate::types::escape;
 use crate::volume::EpochEntry;
 use crate::volume::external::{ExternalVolume, open_guarded};
+use crate::volume::moment::open_moments;
 use crate::volume::settings::REMOTE_TIMEOUT;
 use crate::volume::store::open_spec;
 

@@ -72,6 +72,25 @@ pub(super) fn resolve(
     }
 }
 
+/// The point in time that `text` means; a snapshot or an epoch means when it was closed.
+pub(super) fn instant(
+    text: &str,
+    epochs: &[EpochEntry],
+    now: Timestamp,
+) -> Result<Timestamp, Failure> {
+    let is_name = epochs
+        .iter()
+        .any(|entry| entry.name.as_deref() == Some(text));
+    if !is_name && let Some(Moment::At(time)) = parse(text, now) {
+        return Ok(time);
+    }
+    let entry = resolve(text, epochs, now)?;
+    Ok(Timestamp {
+        secs: entry.time,
+        nanos: entry.nanos,
+    })
+}
+
 fn parse(text: &str, now: Timestamp) -> Option<Moment> {
     let text = text.trim();
     if text.eq_ignore_ascii_case("now") {

@@ -63,6 +63,7 @@ pub fn perform(
             volume.connect_store();
             Ok(json!({ "store": volume.settings().store }))
         }
+        Request::Account { uuid, change } => value(&volume.change_tenancy(uuid, *change)?),
         Request::StoreLook => {
             volume.look_for_store();
             Ok(json!({ "store": volume.settings().store }))

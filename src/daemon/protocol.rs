@@ -12,6 +12,7 @@ use crate::daemon::failure::Failure;
 use crate::scan::source::Source;
 use crate::volume::Durability;
 use crate::volume::limits::LimitChange;
+use crate::volume::tenancy::AccountChange;
 use crate::volume::update::SettingsChange;
 
 /// Longest line that is read: a list of epochs is the longest thing said.
@@ -124,6 +125,13 @@ pub enum Request {
     },
     /// Open the external volume anew: what the machine knows of its bucket has changed.
     StoreReopen,
+    /// Disable, enable or delete an account.
+    Account {
+        /// Its UUID.
+        uuid: String,
+        /// What becomes of it.
+        change: AccountChange,
+    },
     /// Look for an external volume that is away now, and not at the end of a pause.
     StoreLook,
     /// Take the mount away, then end.
