@@ -23,6 +23,7 @@ use crate::daemon::scanning::Plan;
 use crate::daemon::{mounts, signals};
 use crate::error::{Error, Result};
 use crate::fuse::Mounted;
+use crate::types::AccountId;
 use crate::volume::Volume;
 use crate::volume::feed::Witness;
 
@@ -52,6 +53,8 @@ enum Event {
 #[derive(Debug)]
 pub struct Serving {
     volume: Arc<Volume>,
+    /// The mount shows this account alone.
+    account: Option<AccountId>,
     mounted: Mutex<Option<Arc<Mounted>>>,
     /// How long whoever took the mount away lets uploads go on. Held while it is being taken away: the mount
     /// may be gone long before the kernel is through with a million inodes, and umount(2) returns.
@@ -92,12 +95,18 @@ impl Phase {
 }
 
 impl Serving {
-    /// Serves `volume`, opened at `since` (seconds since 1970). Requests are answered from here on.
-    pub fn start(volume: Arc<Volume>, since: i64) -> Result<(Arc<Serving>, Control), Failure> {
+    /// Serves `volume`, opened at `since` (seconds since 1970), and mounted whole or `account` alone. Requests are
+    /// answered from here on.
+    pub fn start(
+        volume: Arc<Volume>,
+        account: Option<AccountId>,
+        since: i64,
+    ) -> Result<(Arc<Serving>, Control), Failure> {
         let (events, incoming) = bounded(EVENTS_MAX);
         let root = volume.root().to_owned();
         let serving = Arc::new(Serving {
             volume,
+            account,
             mounted: Mutex::default(),
             wish: Mutex::default(),
             since,
@@ -123,7 +132,7 @@ impl Serving {
         let mounted = mounted.map(Arc::new);
         self.mounted_slot().clone_from(&mounted);
         let door = match &mounted {
-            Some(mounted) => Some(Door::open(mounted.notifier())?),
+            Some(mounted) => Some(Door::open(mounted.notifier(), self.account)?),
             None => None,
         };
         self.volume
