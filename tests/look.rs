@@ -472,3 +472,36 @@ fn an_account_that_is_deleted_is_in_every_moment_before() {
     assert_eq!(old[0]["state"], "deleted");
     run(&place, &["check"]).ok();
 }
+
+#[test]
+fn a_scan_passes_over_a_disabled_account_and_says_so() {
+    let place = Place::new();
+    let source = place.dir.path().join("source");
+    let change = |account: &str, text: &str| {
+        let dir = source.join(account);
+        std::fs::create_dir_all(&dir).unwrap();
+        std::fs::write(dir.join("a"), text).unwrap();
+    };
+    change("alice", "one");
+    change("bob", "one");
+    run(&place, &["source", "add", source.to_str().unwrap()]).ok();
+    run(&place, &["scan"]).ok();
+    let rows = run(&place, &["--json", "account", "list"]).rows();
+    assert_eq!(column(&rows, "fed_by"), ["source", "source"]);
+    run(&place, &["account", "delete", "--yes", "alice"]).says(1, "remove the source first");
+    run(&place, &["account", "disable", "alice"]).ok();
+    change("alice", "second");
+    change("bob", "second");
+    let said = run(&place, &["scan"]).ok();
+    assert!(said.contains("disabled account: alice"), "{said}");
+    assert_eq!(run(&place, &["item", "cat", "alice/a"]).ok(), "one");
+    assert_eq!(run(&place, &["item", "cat", "bob/a"]).ok(), "second");
+    std::fs::remove_dir_all(source.join("alice")).unwrap();
+    run(&place, &["scan", "--accept-deletions"]).ok();
+    assert_eq!(run(&place, &["item", "cat", "alice/a"]).ok(), "one");
+    change("alice", "third");
+    run(&place, &["account", "enable", "alice"]).ok();
+    let said = run(&place, &["scan"]).ok();
+    assert!(!said.contains("disabled"), "{said}");
+    assert_eq!(run(&place, &["item", "cat", "alice/a"]).ok(), "third");
+}

@@ -169,7 +169,7 @@ impl Serving {
         request: &Request,
         progress: &mut dyn FnMut(Progress) -> bool,
     ) -> Result<Value, Failure> {
-        let (serving, control) = Serving::start(volume, since)?;
+        let (serving, control) = Serving::start(volume, None, since)?;
         serving.life().phase = Phase::Serving;
         let outcome = serving.respond(request, progress);
         let closed = serving.close(Duration::ZERO);

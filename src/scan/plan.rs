@@ -14,7 +14,7 @@ use crate::scan::dirs::DirTask;
 use crate::scan::dirty;
 use crate::scan::guard::{self, Going};
 use crate::scan::look::{look, xattrs};
-use crate::scan::report::bump;
+use crate::scan::report::{AccountReport, Counts, bump};
 use crate::scan::run::{Scan, Scope, Task};
 use crate::types::{Ino, escape};
 use crate::volume::account::{AccountRecord, Fed};
@@ -27,6 +27,13 @@ struct Known {
     fed: Fed,
     /// Number of its directory's inode in the source.
     number: Option<u64>,
+}
+
+impl Known {
+    /// Whether somebody said that nothing is to change it.
+    fn is_disabled(&self) -> bool {
+        self.entry.name.is_some() && self.entry.record.disabled.is_some()
+    }
 }
 
 /// What becomes of a directory that is an account.
@@ -87,7 +94,9 @@ pub fn all(scan: &Scan<'_>, root: &Arc<OwnedFd>) -> Result<()> {
         |one: &Match| is_asked(scan, Some(&one.found.name)) || is_dirty(scan, &one.found.path);
     run(scan, matches.into_iter().filter(is_meant).collect())?;
     for known in gone {
-        if !scan.is_stopped() {
+        if known.is_disabled() {
+            pass_over(scan, &known);
+        } else if !scan.is_stopped() {
             remove(scan, &known)?;
         }
     }
@@ -193,6 +202,10 @@ fn run(scan: &Scan<'_>, matches: Vec<Match>) -> Result<()> {
             if scan.is_stopped() {
                 return Ok(());
             }
+            if let Some(known) = one.known.as_ref().filter(|known| known.is_disabled()) {
+                pass_over(scan, known);
+                continue;
+            }
             if is_verified(scan, &one) {
                 continue;
             }
@@ -219,6 +232,17 @@ fn run(scan: &Scan<'_>, matches: Vec<Match>) -> Result<()> {
     }
     scan.run();
     Ok(())
+}
+
+/// Leaves an account that is disabled as it is, and says so.
+fn pass_over(scan: &Scan<'_>, known: &Known) {
+    let name = known.entry.name.as_deref().unwrap_or_default();
+    let report = AccountReport {
+        account: escape(name),
+        event: "disabled".into(),
+        counts: Counts::default(),
+    };
+    scan.report(|all| all.enter(report));
 }
 
 /// Whether this deep scan has been through it already, before it was stopped.
