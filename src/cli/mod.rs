@@ -32,6 +32,7 @@ mod take_over;
 mod time;
 mod trial;
 mod umount;
+mod undelete;
 mod units;
 mod update;
 mod wait;
@@ -124,10 +125,11 @@ impl Context {
             Command::Limits(command) => limits::run(&mut self, command),
             Command::Fleet(fleet) => fleet::run(&mut self, &fleet),
             Command::Check(check) => check::run(&mut self, &check),
+            Command::Restore(restore) => restore::run(&mut self, &restore),
+            Command::Undelete(undelete) => undelete::run(&mut self, &undelete),
             Command::Account(command) => account::run(&mut self, command),
             Command::Item(item) => item::run(&mut self, item),
             Command::Find(find) => find::run(&mut self, &find),
-            Command::Restore(restore) => restore::run(&mut self, &restore),
         }
     }
 

@@ -10,6 +10,7 @@ use serde_json::Value;
 
 use crate::daemon::failure::Failure;
 use crate::scan::source::Source;
+use crate::types::Epoch;
 use crate::volume::Durability;
 use crate::volume::limits::LimitChange;
 use crate::volume::tenancy::AccountChange;
@@ -125,6 +126,8 @@ pub enum Request {
     },
     /// Open the external volume anew: what the machine knows of its bucket has changed.
     StoreReopen,
+    /// Look for an external volume that is away now, and not at the end of a pause.
+    StoreLook,
     /// Disable, enable or delete an account.
     Account {
         /// Its UUID.
@@ -132,8 +135,19 @@ pub enum Request {
         /// What becomes of it.
         change: AccountChange,
     },
-    /// Look for an external volume that is away now, and not at the end of a pause.
-    StoreLook,
+    /// Bring back what was deleted.
+    Undelete {
+        /// Below what, as `types::escape` writes it.
+        item: String,
+        /// After this epoch,
+        after: Epoch,
+        /// and not after this one.
+        until: Epoch,
+        /// Where to, in place of where it was.
+        into: Option<String>,
+        /// Only tell.
+        dry_run: bool,
+    },
     /// Take the mount away, then end.
     Umount {
         /// Where it stands.

@@ -123,7 +123,7 @@ impl Step {
 }
 
 /// How what a span led to stands, in a directory that stands as `above`; `None` if it goes on under another name.
-pub(super) fn standing_of(view: &View, span: &Span, above: Standing) -> Result<Option<Standing>> {
+pub fn standing_of(view: &View, span: &Span, above: Standing) -> Result<Option<Standing>> {
     let Some(until) = span.until else {
         return Ok(Some(above));
     };
