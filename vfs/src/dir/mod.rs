@@ -9,7 +9,8 @@
 //! - `anchor`: the root and how names below it are opened;
 //! - `write`: temporary name, write, fsync, rename, fsync of the directory, size check;
 //! - `walk`: listings and the sweep of leftovers;
-//! - `assess`, `mountinfo`: what is mounted here, and whether it will do; `probe`: what it can do, by trying.
+//! - `assess`, `mountinfo`, `within`: what is mounted here and below, and whether it will do; `probe`: what it can do, by
+//!   trying.
 //!
 //! Locks: `state` only, and never across a system call.
 
@@ -18,6 +19,7 @@ mod assess;
 mod mountinfo;
 mod probe;
 mod walk;
+mod within;
 mod write;
 
 use std::fmt;
@@ -46,6 +48,7 @@ use crate::volume::{
 use anchor::Anchor;
 
 pub use assess::{Assessment, FSTAB, Refusal, RefusalCause, assess};
+pub use within::{MOUNTINFO, MountWithin, mounts_within};
 
 /// A volume in a directory that exists.
 #[derive(Debug)]

@@ -1,0 +1,3 @@
+//! Accounts from a source tree.
+
+pub mod watch;
