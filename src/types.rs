@@ -184,6 +184,44 @@ impl Epoch {
     }
 }
 
+/// A name or path as text that leads back to it: bytes that are not UTF-8, control characters and the backslash
+/// become `\\xNN`.
+pub fn escape(bytes: &[u8]) -> String {
+    let mut out = String::with_capacity(bytes.len());
+    for chunk in bytes.utf8_chunks() {
+        for letter in chunk.valid().chars() {
+            if letter == '\\' || letter.is_control() {
+                let mut buffer = [0; 4];
+                let encoded = letter.encode_utf8(&mut buffer);
+                out.extend(encoded.bytes().map(|byte| format!("\\x{byte:02x}")));
+            } else {
+                out.push(letter);
+            }
+        }
+        out.extend(chunk.invalid().iter().map(|byte| format!("\\x{byte:02x}")));
+    }
+    out
+}
+
+/// The bytes that [`escape`] wrote.
+pub fn unescape(text: &str) -> Option<Vec<u8>> {
+    let mut out = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let Some((&byte, after)) = rest.split_first() {
+        rest = after;
+        if byte != b'\\' {
+            out.push(byte);
+            continue;
+        }
+        let &[b'x', high, low] = rest.first_chunk::<3>()? else {
+            return None;
+        };
+        out.push((nibble(high)? << 4) | nibble(low)?);
+        rest = rest.get(3..)?;
+    }
+    Some(out)
+}
+
 /// Parses exactly `N` bytes of lower-case hex.
 pub fn parse_hex<const N: usize>(text: &str) -> Option<[u8; N]> {
     let digits = text.as_bytes();
@@ -278,6 +316,22 @@ mod tests {
         assert_eq!((ino.account(), ino.local()), (account, 12_345));
         assert_eq!(Ino::account_root(AccountId::SERVER), Ino::ROOT);
         assert_eq!(AccountId::new(AccountId::MAX + 1), None);
+    }
+
+    #[test]
+    fn a_name_that_is_no_text_comes_back_from_its_text() {
+        for name in [
+            &b"plain"[..],
+            b"caf\xe9",
+            b"a\\b\n",
+            "\u{e9}\u{85}".as_bytes(),
+            b"",
+        ] {
+            assert_eq!(unescape(&escape(name)).as_deref(), Some(name));
+        }
+        assert_eq!(escape(b"caf\xe9"), r"caf\xe9");
+        assert_eq!(unescape(r"a\x4"), None);
+        assert_eq!(unescape(r"a\n41"), None);
     }
 
     #[test]

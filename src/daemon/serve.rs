@@ -13,6 +13,7 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 use serde_json::{Value, json};
 
 use crate::daemon::control::{Control, Respond};
+use crate::daemon::door::Door;
 use crate::daemon::failure::Failure;
 use crate::daemon::operations::{Meter, leftover, perform};
 use crate::daemon::protocol::{Progress, Request};
@@ -20,6 +21,7 @@ use crate::daemon::{mounts, signals};
 use crate::error::{Error, Result};
 use crate::fuse::Mounted;
 use crate::volume::Volume;
+use crate::volume::feed::Witness;
 
 /// How long uploads go on after an unmount, unless the command says otherwise. What is left is sent the next time.
 pub const DRAIN_DEFAULT: Duration = Duration::from_secs(30);
@@ -113,6 +115,12 @@ impl Serving {
     ) -> Result<(), Failure> {
         let mounted = mounted.map(Arc::new);
         self.mounted_slot().clone_from(&mounted);
+        let door = match &mounted {
+            Some(mounted) => Some(Door::open(mounted.notifier())?),
+            None => None,
+        };
+        self.volume
+            .set_witness(door.clone().map(|door| door as Arc<dyn Witness>));
         self.life().phase = Phase::Serving;
         watch(mounted.as_ref(), &self.events)?;
         if ready().is_err() {
@@ -120,6 +128,10 @@ impl Serving {
             let _ = self.events.try_send(Event::Signal("nobody waits"));
         }
         let ending = until_the_end(mounted.as_deref(), &self.incoming);
+        self.volume.set_witness(None);
+        if let Some(door) = door {
+            door.close();
+        }
         let wish = self.wish().take();
         let outcome = self.close(ending.drain.or(wish).unwrap_or(DRAIN_DEFAULT));
         let outcome = match (ending.outcome, outcome) {

@@ -10,6 +10,8 @@ use crate::types::{BlobHash, BlobLocation, FileKind, Ino, PackId, Timestamp};
 pub const INLINE_EXTENTS_MAX: usize = 2;
 
 const INODE_VERSION: u8 = 1;
+/// An inode that also says where it was copied from.
+const INODE_VERSION_FED: u8 = 2;
 
 /// A range of a file and the blob its bytes are in.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -24,6 +26,18 @@ pub struct Extent {
     pub blob_offset: u32,
     /// Where the blob was when this was written: a hint, proved by the record.
     pub location: BlobLocation,
+}
+
+/// Where an inode was copied from: an inode of a source that feeds the account.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Origin {
+    /// Which file system below the account's directory: 0 for that directory's own.
+    pub place: u32,
+    /// The inode's number there.
+    pub number: u64,
+    /// Whether size and times tell if it changed since. They do not when it was read within the grain of the clock
+    /// that sets them, or while it changed.
+    pub is_settled: bool,
 }
 
 /// An inode.
@@ -59,6 +73,8 @@ pub struct Inode {
     pub extents: Vec<Extent>,
     /// Whether the extents are in leaves.
     pub has_leaves: bool,
+    /// Where it was copied from, if a source feeds the account. Then `ctime` is the source's.
+    pub origin: Option<Origin>,
 }
 
 /// What a directory entry says.
@@ -198,11 +214,26 @@ fn take_extents(reader: &mut Reader<'_>) -> Option<Vec<Extent>> {
     Some(extents)
 }
 
+fn take_origin(reader: &mut Reader<'_>) -> Option<Origin> {
+    Some(Origin {
+        place: reader.varint_u32()?,
+        number: reader.varint()?,
+        is_settled: match reader.u8()? {
+            0 => false,
+            1 => true,
+            _ => return None,
+        },
+    })
+}
+
 impl Inode {
     /// Encodes the inode.
     pub fn encode(&self) -> Vec<u8> {
         let mut out = Vec::with_capacity(64 + self.target.len() + self.extents.len() * 64);
-        out.push(INODE_VERSION);
+        out.push(match self.origin {
+            None => INODE_VERSION,
+            Some(_) => INODE_VERSION_FED,
+        });
         out.push(kind_code(self.kind));
         out.extend_from_slice(&self.mode.to_le_bytes());
         for field in [self.nlink, self.uid, self.gid, self.rdev] {
@@ -224,15 +255,22 @@ impl Inode {
             }
             _ => {}
         }
+        if let Some(origin) = self.origin {
+            wire::put_varint(&mut out, u64::from(origin.place));
+            wire::put_varint(&mut out, origin.number);
+            out.push(u8::from(origin.is_settled));
+        }
         out
     }
 
     /// Decodes it.
     pub fn decode(bytes: &[u8]) -> Option<Inode> {
         let mut reader = Reader::new(bytes);
-        if reader.u8()? != INODE_VERSION {
-            return None;
-        }
+        let is_fed = match reader.u8()? {
+            INODE_VERSION => false,
+            INODE_VERSION_FED => true,
+            _ => return None,
+        };
         let kind = kind_of(reader.u8()?)?;
         let mut inode = Inode {
             kind,
@@ -250,6 +288,7 @@ impl Inode {
             target: Vec::new(),
             extents: Vec::new(),
             has_leaves: false,
+            origin: None,
         };
         match kind {
             FileKind::Dir => inode.parent = Some(Ino(reader.varint()?)).filter(|ino| ino.0 != 0),
@@ -265,6 +304,9 @@ impl Inode {
                 }
             }
             _ => {}
+        }
+        if is_fed {
+            inode.origin = Some(take_origin(&mut reader)?);
         }
         reader.is_empty().then_some(inode)
     }
@@ -313,6 +355,7 @@ mod tests {
             target: Vec::new(),
             extents,
             has_leaves: false,
+            origin: None,
         }
     }
 
@@ -332,6 +375,15 @@ mod tests {
             ..file(vec![])
         };
         assert_eq!(Inode::decode(&link.encode()), Some(link));
+        let fed = Inode {
+            origin: Some(Origin {
+                place: 7,
+                number: u64::MAX,
+                is_settled: true,
+            }),
+            ..file(vec![extent(0, 10)])
+        };
+        assert_eq!(Inode::decode(&fed.encode()), Some(fed));
     }
 
     #[test]

@@ -14,7 +14,7 @@ use std::ops::Deref;
 
 use bytes::Bytes;
 
-use crate::types::{AccountId, Epoch, Ino};
+use crate::types::{AccountId, Epoch, Ino, Uuid};
 
 /// Longest file name, as everywhere on Linux.
 pub const NAME_LEN_MAX: usize = 255;
@@ -33,6 +33,8 @@ pub enum Kind {
     Extents = 0x04,
     /// An extended attribute.
     Xattr = 0x05,
+    /// What an inode of a source is here: a hint, which the inode's own origin proves.
+    Origin = 0x06,
     /// An account of the volume.
     Account = 0x10,
     /// A closed epoch: its time and its snapshot name.
@@ -41,6 +43,8 @@ pub enum Kind {
     Orphan = 0x12,
     /// The first account number that was never used.
     NextAccount = 0x13,
+    /// A source that feeds accounts.
+    Source = 0x14,
 }
 
 /// An encoded key.
@@ -134,6 +138,14 @@ pub fn xattrs_end(ino: Ino) -> Key {
     Key(after_prefix(&of_ino(ino, Kind::Xattr, 0)))
 }
 
+/// [`Kind::Origin`]: the inode `number` of the source, in its file system `place`.
+pub fn origin(account: AccountId, place: u32, number: u64) -> Key {
+    let mut key = start(account, Kind::Origin, 12);
+    key.extend_from_slice(&place.to_be_bytes());
+    key.extend_from_slice(&number.to_be_bytes());
+    Key(key.into())
+}
+
 /// The upper end of an account's entries of one kind.
 pub fn kind_end(account: AccountId, kind: Kind) -> Key {
     Key(after_prefix(&start(account, kind, 0)))
@@ -172,6 +184,29 @@ pub fn epoch(epoch: Epoch) -> Key {
     let mut key = start(AccountId::SERVER, Kind::Epoch, 8);
     key.extend_from_slice(&epoch.0.to_be_bytes());
     Key(key.into())
+}
+
+/// The accounts, in order of their numbers, from this one on.
+pub fn accounts_end() -> Key {
+    Key(after_prefix(&start(AccountId::SERVER, Kind::Account, 0)))
+}
+
+/// The number in an [`account`] key.
+pub fn account_in(key: &[u8]) -> Option<AccountId> {
+    let &[a, b, c] = key.get(4..)?.first_chunk::<3>()?;
+    AccountId::new(u32::from_be_bytes([0, a, b, c]))
+}
+
+/// [`Kind::Source`].
+pub fn source(source: Uuid) -> Key {
+    let mut key = start(AccountId::SERVER, Kind::Source, 16);
+    key.extend_from_slice(&source.0);
+    Key(key.into())
+}
+
+/// The upper end of the sources.
+pub fn sources_end() -> Key {
+    Key(after_prefix(&start(AccountId::SERVER, Kind::Source, 0)))
 }
 
 /// The upper end of the epochs.
@@ -252,5 +287,8 @@ mod tests {
     fn volume_entries_give_their_number_back() {
         assert_eq!(epoch_of(&epoch(Epoch(9))), Some(Epoch(9)));
         assert_eq!(orphan_of(&orphan(Ino(1 << 41))), Some(Ino(1 << 41)));
+        let number = AccountId::new(0x01_0203).unwrap();
+        assert_eq!(account_in(&account(number)), Some(number));
+        assert!(account(number) < accounts_end() && source(Uuid([0xFF; 16])) < sources_end());
     }
 }

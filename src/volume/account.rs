@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
-use crate::types::Timestamp;
+use crate::types::{Epoch, Timestamp};
 
 /// What the volume keeps of an account, as JSON: few, seldom written, and read by people in a disaster.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -17,6 +17,34 @@ pub struct AccountRecord {
     /// When its directory was removed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub deleted: Option<i64>,
+    /// The source that feeds it, and nobody else does: its files are read-only in the mount.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fed: Option<Fed>,
+}
+
+/// How a source feeds an account.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fed {
+    /// The source's UUID.
+    pub source: String,
+    /// Its directory below the source, as [`crate::types::escape`] writes it.
+    pub path: String,
+    /// Present while a scan is changing the account: the epoch as of which it was whole before. It stays when the scan
+    /// does not come to its end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub whole_at: Option<Epoch>,
+    /// When a scan last changed it and came to its end, seconds since 1970.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scanned: Option<i64>,
+    /// When all of it was last reread, seconds since 1970.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub verified: Option<i64>,
+    /// How many names it had then.
+    #[serde(default)]
+    pub items: u64,
+    /// Birth time of its directory, with `number` of its inode what tells a renamed directory from a new one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub born: Option<(i64, u32)>,
 }
 
 impl AccountRecord {
@@ -28,6 +56,7 @@ impl AccountRecord {
             name,
             created: now.secs,
             deleted: None,
+            fed: None,
         }
     }
 

@@ -1,7 +1,7 @@
 //! A volume that is open for writing: what it is made of, what it tells, how it closes.
 
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, RwLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -22,6 +22,8 @@ use crate::volume::ack::Acks;
 use crate::volume::archive::Archive;
 use crate::volume::backlog::{Backlog, BacklogStatus};
 use crate::volume::commit::{CommitQueue, decode_epoch};
+use crate::volume::fed::FedAccounts;
+use crate::volume::feed::Witness;
 use crate::volume::files::Files;
 use crate::volume::health::Health;
 use crate::volume::indexer::ArchiveTask;
@@ -78,6 +80,8 @@ pub struct Volume {
     pub(super) backlog: Arc<Backlog>,
     pub(super) acks: Arc<Acks>,
     pub(super) pacer: Pacer,
+    pub(super) fed: FedAccounts,
+    pub(super) witness: RwLock<Option<Arc<dyn Witness>>>,
     pub(super) _lock: PathLock,
 }
 

@@ -265,6 +265,7 @@ mod tests {
             target: Vec::new(),
             extents: Vec::new(),
             has_leaves: false,
+            origin: None,
         }
     }
 

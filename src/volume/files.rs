@@ -113,6 +113,13 @@ impl Files {
         self.table().contains_key(&ino)
     }
 
+    /// Somebody else than its writers set the length of a file: whoever has it open sees that one.
+    pub fn resized(&self, ino: Ino, size: u64) {
+        if let Some(file) = self.get(ino) {
+            file.state().size = size;
+        }
+    }
+
     /// Everything that is open.
     pub fn all(&self) -> Vec<Arc<OpenFile>> {
         self.table()

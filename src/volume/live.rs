@@ -50,7 +50,7 @@ impl Volume {
     }
 
     /// Before any change: refuses after a failure, and waits while too much is uncommitted.
-    fn admit(&self) -> Result<()> {
+    pub(super) fn admit(&self) -> Result<()> {
         self.health.check()?;
         while self.overlay.len().active > 2 * ACTIVE_LEN_MAX {
             self.queue.press();
@@ -64,7 +64,7 @@ impl Volume {
     }
 
     /// Before something new gets a name.
-    fn admit_name(&self) -> Result<()> {
+    pub(super) fn admit_name(&self) -> Result<()> {
         self.admit()?;
         self.backlog.admit_name()
     }
@@ -187,6 +187,9 @@ impl Tree for Volume {
     }
 
     fn open(&self, ino: Ino, mode: OpenMode) -> Result<()> {
+        if mode.write || mode.truncate {
+            self.refuse_fed(ino)?;
+        }
         let file = self.files.open(ino)?;
         if mode.truncate {
             let cut = self.admit().and_then(|()| self.set_size(&file, 0));
@@ -237,6 +240,7 @@ impl Tree for Volume {
     }
 
     fn setattr(&self, ino: Ino, change: SetAttr) -> Result<Attr> {
+        self.refuse_fed(ino)?;
         self.admit()?;
         let is_open = self.files.is_open(ino);
         if change.size.is_some() || is_open {
@@ -272,6 +276,7 @@ impl Tree for Volume {
     }
 
     fn create(&self, parent: Ino, name: &[u8], node: NewNode<'_>, caller: Caller) -> Result<Attr> {
+        self.refuse_fed(parent)?;
         self.admit_name()?;
         let now = self.clock.now();
         let uuid: [u8; 16] = if parent == Ino::ROOT {
@@ -284,6 +289,7 @@ impl Tree for Volume {
     }
 
     fn unlink(&self, parent: Ino, name: &[u8]) -> Result<()> {
+        self.refuse_fed(parent)?;
         self.admit()?;
         let now = self.clock.now();
         self.overlay
@@ -291,6 +297,7 @@ impl Tree for Volume {
     }
 
     fn rmdir(&self, parent: Ino, name: &[u8]) -> Result<()> {
+        self.refuse_fed_name(parent, name)?;
         self.admit()?;
         let now = self.clock.now();
         self.overlay
@@ -298,6 +305,8 @@ impl Tree for Volume {
     }
 
     fn rename(&self, from: (Ino, &[u8]), to: (Ino, &[u8]), mode: RenameMode) -> Result<()> {
+        self.refuse_fed_name(from.0, from.1)?;
+        self.refuse_fed_name(to.0, to.1)?;
         self.admit()?;
         self.settle_named(from.0, from.1)?;
         if mode == RenameMode::Exchange {
@@ -310,6 +319,7 @@ impl Tree for Volume {
     }
 
     fn link(&self, ino: Ino, parent: Ino, name: &[u8]) -> Result<Attr> {
+        self.refuse_fed(ino)?;
         self.admit_name()?;
         self.settle_if_open(ino)?;
         let now = self.clock.now();
@@ -319,7 +329,11 @@ impl Tree for Volume {
 
     fn write(&self, ino: Ino, offset: u64, bytes: &[u8], sync: bool, answer: Answer<()>) {
         let len = bytes.len() as u64;
-        let admitted = self.health.check().and_then(|()| self.backlog.admit(len));
+        let admitted = self
+            .health
+            .check()
+            .and_then(|()| self.refuse_fed(ino))
+            .and_then(|()| self.backlog.admit(len));
         let written = admitted.and_then(|()| {
             let file = self.file_of(ino)?;
             self.files
@@ -363,6 +377,7 @@ impl Tree for Volume {
     }
 
     fn fallocate(&self, ino: Ino, offset: u64, len: u64, mode: Fallocate) -> Result<()> {
+        self.refuse_fed(ino)?;
         self.admit()?;
         let end = offset
             .checked_add(len)
@@ -399,6 +414,7 @@ impl Tree for Volume {
     }
 
     fn copy_range(&self, from: (Ino, u64), to: (Ino, u64), len: u64) -> Result<u64> {
+        self.refuse_fed(to.0)?;
         self.admit()?;
         self.settle_if_open(from.0)?;
         let (size, found) = {
@@ -438,6 +454,7 @@ impl Tree for Volume {
     }
 
     fn setxattr(&self, ino: Ino, name: &[u8], value: &[u8], mode: XattrMode) -> Result<()> {
+        self.refuse_fed(ino)?;
         self.admit_name()?;
         if xattrs::own(name).is_some() {
             return Err(Errno::EPERM.into());
@@ -448,6 +465,7 @@ impl Tree for Volume {
     }
 
     fn removexattr(&self, ino: Ino, name: &[u8]) -> Result<()> {
+        self.refuse_fed(ino)?;
         self.admit()?;
         if xattrs::own(name).is_some() {
             return Err(Errno::EPERM.into());

@@ -64,7 +64,7 @@ pub fn attr_of(ino: Ino, inode: &Inode) -> Attr {
     }
 }
 
-fn check_name(name: &[u8]) -> Result<()> {
+pub(super) fn check_name(name: &[u8]) -> Result<()> {
     if name.len() > NAME_LEN_MAX {
         return Err(Errno::ENAMETOOLONG.into());
     }
@@ -80,7 +80,7 @@ fn check_name(name: &[u8]) -> Result<()> {
     }
 }
 
-fn dir_of(entries: &impl Entries, ino: Ino) -> Result<Inode> {
+pub(super) fn dir_of(entries: &impl Entries, ino: Ino) -> Result<Inode> {
     let dir = inode_of(entries, ino)?;
     if dir.kind == FileKind::Dir {
         Ok(dir)
@@ -94,7 +94,11 @@ fn decode_entry(bytes: &[u8]) -> Result<EntryTarget> {
         .ok_or_else(|| Error::corrupt("a directory entry", 0, "not in the format"))
 }
 
-fn entry(entries: &impl Entries, parent: Ino, name: &[u8]) -> Result<Option<EntryTarget>> {
+pub(super) fn entry(
+    entries: &impl Entries,
+    parent: Ino,
+    name: &[u8],
+) -> Result<Option<EntryTarget>> {
     entries
         .get(&keys::dir_entry(parent, name))?
         .map(|bytes| decode_entry(&bytes))
@@ -147,7 +151,7 @@ pub fn read_dir(
     Ok(found)
 }
 
-fn is_empty(entries: &impl Entries, dir: Ino) -> Result<bool> {
+pub(super) fn is_empty(entries: &impl Entries, dir: Ino) -> Result<bool> {
     Ok(entries
         .range(&keys::dir_entry(dir, b""), &keys::dir_entries_end(dir), 1)?
         .is_empty())
@@ -162,7 +166,7 @@ fn read_number(entries: &impl Entries, key: &[u8], first: u64) -> Result<u64> {
 }
 
 /// The next inode number of an account. Numbers are never used twice.
-fn allocate_ino(tx: &mut Transaction<'_>, account: AccountId) -> Result<Ino> {
+pub(super) fn allocate_ino(tx: &mut Transaction<'_>, account: AccountId) -> Result<Ino> {
     let key = keys::next_ino(account);
     let number = read_number(tx, &key, Ino::ROOT_LOCAL + 1)?;
     if number > Ino::LOCAL_MAX {
@@ -172,7 +176,7 @@ fn allocate_ino(tx: &mut Transaction<'_>, account: AccountId) -> Result<Ino> {
     Ok(Ino::new(account, number))
 }
 
-fn allocate_account(tx: &mut Transaction<'_>) -> Result<AccountId> {
+pub(super) fn allocate_account(tx: &mut Transaction<'_>) -> Result<AccountId> {
     let key = keys::next_account();
     let number = read_number(tx, &key, 1)?;
     let account = u32::try_from(number)
@@ -201,6 +205,7 @@ pub fn new_dir(mode: u16, owner: Caller, parent: Ino, now: Timestamp) -> Inode {
         target: Vec::new(),
         extents: Vec::new(),
         has_leaves: false,
+        origin: None,
     }
 }
 
@@ -265,7 +270,7 @@ pub fn create(
     Ok(attr_of(ino, &inode))
 }
 
-fn put_entry(tx: &mut Transaction<'_>, parent: Ino, name: &[u8], target: EntryTarget) {
+pub(super) fn put_entry(tx: &mut Transaction<'_>, parent: Ino, name: &[u8], target: EntryTarget) {
     tx.put(keys::dir_entry(parent, name), inode::encode_entry(target));
 }
 
@@ -295,7 +300,7 @@ pub fn unlink(
 }
 
 /// One name less for a file; the last one takes the file with it, or makes it an orphan while it is open.
-fn drop_name(
+pub(super) fn drop_name(
     tx: &mut Transaction<'_>,
     ino: Ino,
     now: Timestamp,
@@ -315,9 +320,21 @@ fn drop_name(
     Ok(())
 }
 
-fn remove_inode(tx: &mut Transaction<'_>, ino: Ino, inode: &Inode) -> Result<()> {
+/// The hint from the source's inode goes, unless it leads to another one by now.
+pub(super) fn forget_origin(tx: &mut Transaction<'_>, ino: Ino, inode: &Inode) -> Result<()> {
+    if let Some(origin) = inode.origin {
+        let key = keys::origin(ino.account(), origin.place, origin.number);
+        if tx.get(&key)?.as_deref() == Some(&ino.local().to_le_bytes()) {
+            tx.delete(key);
+        }
+    }
+    Ok(())
+}
+
+pub(super) fn remove_inode(tx: &mut Transaction<'_>, ino: Ino, inode: &Inode) -> Result<()> {
     extents::remove_all(tx, ino, inode)?;
     extents::remove_keys(tx, &keys::xattr(ino, b""), &keys::xattrs_end(ino))?;
+    forget_origin(tx, ino, inode)?;
     tx.delete(keys::inode(ino));
     Ok(())
 }
@@ -540,7 +557,7 @@ fn touch_both(tx: &mut Transaction<'_>, a: Ino, b: Ino, now: Timestamp) -> Resul
 }
 
 /// Whether the directory `ino` is `ancestor` or lies below it.
-fn is_below(entries: &impl Entries, ino: Ino, ancestor: Ino) -> Result<bool> {
+pub(super) fn is_below(entries: &impl Entries, ino: Ino, ancestor: Ino) -> Result<bool> {
     let mut at = ino;
     for _ in 0..DEPTH_MAX {
         if at == ancestor {

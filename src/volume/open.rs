@@ -289,6 +289,8 @@ impl Volume {
             backlog,
             acks,
             pacer,
+            fed: crate::volume::fed::FedAccounts::default(),
+            witness: std::sync::RwLock::default(),
             _lock: lock,
         });
         // 8. What nobody can reach any more, and the root directory of a new volume.
