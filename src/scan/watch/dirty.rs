@@ -13,6 +13,9 @@ const DIRS_MAX: usize = 2000;
 /// Accounts of one source. Beyond that, so does a look at all.
 const ACCOUNTS_MAX: usize = 50_000;
 
+/// Changed directories that are in no account.
+const ELSEWHERE_MAX: usize = 10_000;
+
 /// What changed. Paths are below the root of the source; an empty one is the root.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) enum Change {
@@ -75,8 +78,9 @@ pub enum Area {
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Dirty {
     everything: bool,
-    accounts_changed: bool,
     accounts: BTreeMap<PathBuf, Area>,
+    /// Directories that are in no account that is known, each with whether all below it counts.
+    elsewhere: BTreeMap<PathBuf, bool>,
 }
 
 impl Dirty {
@@ -90,7 +94,7 @@ impl Dirty {
 
     /// Nothing changed.
     pub fn is_empty(&self) -> bool {
-        !self.everything && !self.accounts_changed && self.accounts.is_empty()
+        !self.everything && self.accounts.is_empty() && self.elsewhere.is_empty()
     }
 
     /// All of the source has to be looked at.
@@ -98,9 +102,9 @@ impl Dirty {
         self.everything
     }
 
-    /// Which accounts there are has to be looked at; one that was not known is new in all it has.
+    /// Something changed outside of the known accounts: which there are has to be looked at.
     pub fn has_new_accounts(&self) -> bool {
-        self.accounts_changed
+        !self.elsewhere.is_empty()
     }
 
     /// The accounts in which something changed, by their directories.
@@ -126,7 +130,6 @@ impl Dirty {
             let dir = (!is_deep).then(|| dir.to_owned());
             return self.add_dir(account.to_owned(), dir);
         }
-        self.accounts_changed = true;
         if is_deep {
             let from = (Bound::Included(path.as_path()), Bound::Unbounded);
             let below = lens.accounts.range::<Path, _>(from);
@@ -134,14 +137,32 @@ impl Dirty {
                 self.add_dir(account.clone(), None);
             }
         }
+        *self.elsewhere.entry(path).or_default() |= is_deep;
+        if self.elsewhere.len() > ELSEWHERE_MAX {
+            self.set_everything();
+        }
+    }
+
+    /// What was in no account may be in one that is known by now.
+    pub(super) fn look_through(&mut self, lens: &Lens) {
+        for (path, is_deep) in std::mem::take(&mut self.elsewhere) {
+            let change = if is_deep {
+                Change::Subtree(path)
+            } else {
+                Change::Dir(path)
+            };
+            self.add(change, lens);
+        }
     }
 
     /// Adds all of `other`: what could not be looked at, and is to be looked at later.
-    pub fn merge(&mut self, other: Dirty) {
+    pub(super) fn merge(&mut self, other: Dirty) {
         if self.everything || other.everything {
             return self.set_everything();
         }
-        self.accounts_changed |= other.accounts_changed;
+        for (path, is_deep) in other.elsewhere {
+            *self.elsewhere.entry(path).or_default() |= is_deep;
+        }
         for (account, area) in other.accounts {
             match area {
                 Area::Whole => self.add_dir(account, None),
@@ -251,6 +272,19 @@ mod tests {
         assert_eq!(dirs(&moved, "other/d"), ["whole"]);
         assert_eq!(dirty(&[subtree("")]).accounts().len(), 4);
         assert!(dirty(&[dir("a"), Change::Everything]).is_everything());
+    }
+
+    #[test]
+    fn what_changed_in_an_account_before_it_was_known_is_not_forgotten() {
+        let mut found = dirty(&[dir(""), dir("new/x"), subtree("more")]);
+        let lens = Lens {
+            accounts: ["new", "more/y"].map(PathBuf::from).into(),
+            ..Lens::default()
+        };
+        found.look_through(&lens);
+        assert_eq!(dirs(&found, "new"), ["x"]);
+        assert_eq!(dirs(&found, "more/y"), ["whole"]);
+        assert!(found.has_new_accounts(), "the root is in none");
     }
 
     #[test]

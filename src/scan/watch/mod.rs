@@ -3,7 +3,7 @@
 //! In reading order: `dirty` (what is gathered), `feed` (what event sources have in common), `record` and `handle`
 //! (what fanotify writes, and what it means), `fanotify`, `inotify` and its `nodes` (the two event sources), `coverage`
 //! (what a source stands on), `armed` (a source that is watched), `reader` (the thread), `shared` (where it meets those
-//! who scan).
+//! who scan), `scope` (what they look at).
 //!
 //! The rule of all of it: what is told is at least what happened. Where events were lost, or may have been, everything
 //! is dirty, and a scan finds out. Reading the source is the scan's; nothing here reads more than directories.
@@ -18,6 +18,7 @@ mod inotify;
 mod nodes;
 mod reader;
 mod record;
+// mod scope;
 mod shared;
 #[cfg(test)]
 mod tests;

@@ -78,7 +78,10 @@ impl Shared {
     }
 
     pub(super) fn know(&self, accounts: Accounts) {
-        self.state().lens.accounts = accounts;
+        let mut guard = self.state();
+        let state = &mut *guard;
+        state.lens.accounts = accounts;
+        state.dirty.look_through(&state.lens);
     }
 
     pub(super) fn add(&self, changes: Vec<Change>) {
@@ -162,10 +165,12 @@ impl Shared {
         if dirty.is_empty() {
             return;
         }
-        let mut state = self.state();
+        let mut guard = self.state();
+        let state = &mut *guard;
         state.dirty.merge(dirty);
+        state.dirty.look_through(&state.lens);
         state.touch();
-        drop(state);
+        drop(guard);
         self.ring();
     }
 
