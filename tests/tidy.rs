@@ -270,8 +270,15 @@ fn a_file_is_one_idea_and_not_longer_than_that_takes() {
 #[test]
 fn unsafe_code_is_in_one_file() {
     // Put together here, so that this file does not name them.
-    let marks = ["safe {", "safe fn", "safe impl", "safe extern", "safe_code,", "safe_code)"]
-        .map(|rest| ["un", rest].concat());
+    let marks = [
+        "safe {",
+        "safe fn",
+        "safe impl",
+        "safe extern",
+        "safe_code,",
+        "safe_code)",
+    ]
+    .map(|rest| ["un", rest].concat());
     let found = rust().into_iter().flat_map(|source| {
         let is_excepted = source.name == UNSAFE_FILE;
         let lines = source.text.lines().enumerate();

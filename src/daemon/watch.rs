@@ -55,6 +55,8 @@ struct Watched {
     source: Source,
     watcher: Arc<Watcher>,
     pace: Pace,
+    /// How often the watch was lost when the pace was last thought of.
+    losses: u64,
 }
 
 /// How the watch of a source goes, for `status`.
@@ -166,8 +168,10 @@ impl Watches {
             let (due, wait) = self.due();
             match due {
                 Some(source) => self.catch_up(source),
-                // Rung or not: it is looked at again.
-                None => drop(self.rung.recv_timeout(wait)),
+                None => {
+                    // Rung or not: it is looked at again.
+                    let _ = self.rung.recv_timeout(wait);
+                }
             }
         }
     }
@@ -188,6 +192,7 @@ impl Watches {
             let watched = Watched {
                 watcher,
                 pace: Pace::default(),
+                losses: 0,
                 source,
             };
             table.insert(watched.source.uuid.clone(), watched);
@@ -220,10 +225,16 @@ impl Watches {
     fn due(&self) -> (Option<Source>, Duration) {
         let now = Instant::now();
         let mut wait = LOOK_EVERY;
-        for watched in self.table().values() {
+        for watched in self.table().values_mut() {
             let Some(waiting) = watched.watcher.waiting() else {
                 continue;
             };
+            let losses = watched.watcher.status().losses;
+            if losses != watched.losses {
+                // What failed before, such as an unmounted source, may be well again.
+                watched.losses = losses;
+                watched.pace = Pace::default();
+            }
             let own = watched.pace.wait(waiting, now);
             if own.is_zero() {
                 return (Some(watched.source.clone()), wait);
@@ -254,7 +265,9 @@ impl Watches {
             Ok(serde_json::to_value(report).unwrap_or(Value::Null))
         });
         let ended = started.map(|id| {
-            let end = self.ops.follow(id, &mut |_| !self.is_ended.load(Ordering::Relaxed));
+            let end = self
+                .ops
+                .follow(id, &mut |_| !self.is_ended.load(Ordering::Relaxed));
             (end, outcome.try_recv().unwrap_or(false))
         });
         let mut table = self.table();
@@ -265,7 +278,11 @@ impl Watches {
             Err(_) => watched.pace.is_busy(Instant::now()),
             Ok((end, is_clean)) => {
                 if let Err(failure) = &end {
-                    tracing::warn!(source = path, "a scan of what changed failed: {}", failure.text);
+                    tracing::warn!(
+                        source = path,
+                        "a scan of what changed failed: {}",
+                        failure.text
+                    );
                 }
                 let now = Instant::now();
                 watched.pace.ended(began.elapsed(), is_clean, now);

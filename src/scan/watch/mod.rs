@@ -18,7 +18,7 @@ mod inotify;
 mod nodes;
 mod reader;
 mod record;
-// mod scope;
+mod scope;
 mod shared;
 #[cfg(test)]
 mod tests;

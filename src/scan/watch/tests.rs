@@ -234,6 +234,7 @@ fn a_mirror_that_looks_only_where_something_changed_is_the_tree() {
                 Mirror::of(&root),
                 "{kind:?}, round {round}: {dirty:?}"
             );
+            lens.accounts = accounts(&root);
         }
         assert!(
             rounds_all < 300,
