@@ -83,6 +83,21 @@ impl Ingest {
         place(&self.packs, plain, &mut scratch)
     }
 
+    /// As [`Ingest::place`], when `admit` lets in what is not in a pack yet. Tells whether it was not.
+    pub fn place_admitted(
+        &self,
+        plain: &[u8],
+        scratch: &mut Vec<u8>,
+        admit: impl FnOnce() -> Result<()>,
+    ) -> Result<(Placed, bool)> {
+        let blob = chunk::hash(plain);
+        if let Some(location) = self.packs.known(&blob) {
+            return Ok((Placed { blob, location }, false));
+        }
+        admit()?;
+        Ok((append(&self.packs, blob, plain, scratch)?, true))
+    }
+
     /// Places a piece on a worker's thread. Call without locks that `on_placed` takes.
     pub fn submit(&self, plain: Bytes, on_placed: OnPlaced) {
         let job = Job { plain, on_placed };
@@ -123,6 +138,15 @@ fn place(packs: &PackStore, plain: &[u8], scratch: &mut Vec<u8>) -> Result<Place
     if let Some(location) = packs.known(&blob) {
         return Ok(Placed { blob, location });
     }
+    append(packs, blob, plain, scratch)
+}
+
+fn append(
+    packs: &PackStore,
+    blob: BlobHash,
+    plain: &[u8],
+    scratch: &mut Vec<u8>,
+) -> Result<Placed> {
     let (codec, stored) = chunk::encode(plain, scratch);
     let plain_len =
         u32::try_from(plain.len()).map_err(|_| Error::Refused("a blob of over 4 GiB".into()))?;

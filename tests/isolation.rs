@@ -27,7 +27,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use vfs::isolate::{Deadlines, IsolateOptions, PoolLimits, Start};
 use vfs::testkit::conformance;
-use vfs::{IsolatedDir, StopSignal};
+use vfs::{DirVolume, IsolatedDir, ObjectKey, Sentinel, StopSignal, Volume};
 
 use hangfs::HangFs;
 
@@ -332,6 +332,68 @@ fn invariant_5_a_signal_ends_the_daemon_while_the_external_volume_hangs() {
     assert_eq!(fs::read(mnt.join("second")).unwrap(), noise(2, 1 << 20));
 }
 
+/// As of an NFS export that was taken away, or of a server that has another disk in its place.
+#[test]
+fn a_mount_that_went_stale_is_named_and_is_used_again_when_it_is_well() {
+    if !can_mount() {
+        return;
+    }
+    let mut place = Place::new(30);
+    let mnt = place.path("mnt");
+    place.mount();
+    write_synced(&mnt.join("first"), &noise(1, 1 << 20));
+    place.ok(&["wait", "--until", "archived"]);
+    place.hangfs.stale();
+    use_mount(&mnt, "stale");
+    wait_until("it is named", || {
+        let reason = place.status()["circuit"]["reason"].to_string();
+        reason.contains("the mount went stale") && place.state() == "down"
+    });
+    let shown = place.ok(&["status"]);
+    assert!(
+        shown.contains("DOWN") && shown.contains("the mount went stale"),
+        "{shown}"
+    );
+    place.hangfs.go();
+    place.ok(&["wait", "--until", "archived", "--timeout", "110"]);
+    assert_eq!(place.state(), "up");
+    place.umount();
+    let checked = place.ok(&["check", "--external", "--read-data"]);
+    assert!(checked.contains("No problems found"), "{checked}");
+}
+
+#[test]
+fn a_stale_root_is_unreachable_for_a_directory_and_for_one_behind_workers() {
+    if !can_mount() {
+        return;
+    }
+    let mut place = Place::new(30);
+    let ext = place.path("hangs/ext");
+    let key = ObjectKey::new("server/volume.json").unwrap();
+    let identity = fs::read(ext.join(key.as_str())).unwrap();
+    let sentinel = Sentinel::exact(key.clone(), identity);
+    let directory = DirVolume::open(&ext).unwrap();
+    directory.bind(sentinel.clone()).unwrap();
+    let behind_workers = IsolatedDir::new(&ext, Some(sentinel), by_processes());
+    behind_workers.verify_identity().unwrap();
+    let volumes: [&dyn Volume; 2] = [&directory, &behind_workers];
+    place.hangfs.stale();
+    for volume in volumes {
+        for error in [
+            volume.verify_identity().unwrap_err(),
+            volume.head(&key).unwrap_err(),
+        ] {
+            assert!(error.is_unreachable(), "{error:?}");
+            assert!(error.chain().contains("the mount went stale"), "{error:?}");
+        }
+    }
+    place.hangfs.go();
+    for volume in volumes {
+        volume.verify_identity().unwrap();
+        assert!(volume.head(&key).unwrap().is_some());
+    }
+}
+
 /// What it holds beyond them could keep a lock, a mount or a socket alive for as long as it hangs.
 #[test]
 fn a_worker_has_its_line_and_its_root_and_nothing_else() {
@@ -380,20 +442,23 @@ fn a_directory_behind_processes_keeps_the_contract() {
     let directories = Mutex::new(Vec::new());
     conformance(&|| {
         let directory = TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
-        let options = IsolateOptions {
-            start: Start::Process(Arc::new(|| {
-                let mut command = Command::new(PROGRAM);
-                command.arg("dir-worker");
-                command
-            })),
-            limits: PoolLimits::default(),
-            deadlines: Deadlines::default(),
-            stop: StopSignal::new(),
-        };
-        let volume = IsolatedDir::new(directory.path(), None, options);
+        let volume = IsolatedDir::new(directory.path(), None, by_processes());
         directories.lock().unwrap().push(directory);
         Arc::new(volume)
     });
+}
+
+fn by_processes() -> IsolateOptions {
+    IsolateOptions {
+        start: Start::Process(Arc::new(|| {
+            let mut command = Command::new(PROGRAM);
+            command.arg("dir-worker");
+            command
+        })),
+        limits: PoolLimits::default(),
+        deadlines: Deadlines::default(),
+        stop: StopSignal::new(),
+    }
 }
 
 fn workers_of(daemon: u32) -> Vec<u32> {

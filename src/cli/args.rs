@@ -5,6 +5,9 @@ use std::path::PathBuf;
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 
 use crate::cli::bucket;
+use crate::cli::ops;
+use crate::cli::scan;
+use crate::cli::source;
 use crate::cli::units;
 use crate::daemon::Until;
 
@@ -59,6 +62,16 @@ pub(super) enum Command {
     /// The buckets that this machine knows, for all its backup paths
     #[command(subcommand)]
     Bucket(Box<bucket::Command>),
+    /// Trees from which accounts are fed: mail stores, home directories
+    #[command(subcommand)]
+    Source(Box<source::Command>),
+    /// Take in what changed in the sources; exit code 4 if something could not be read or was refused
+    Scan(Box<scan::Scan>),
+    /// Show what runs; watch or stop it
+    Ops {
+        #[command(subcommand)]
+        command: Option<ops::Command>,
+    },
     /// Mount the volume, a moment of it, or an external volume alone
     Mount(Mount),
     /// Show the raw objects of an external volume as a directory, for ls, find, cp and rsync

@@ -81,6 +81,7 @@ fn show(reporter: &mut Reporter, step: &str, done_bytes: u64) {
         done_bytes,
         total_bytes: None,
         note: None,
+        files: None,
     });
 }
 

@@ -26,6 +26,7 @@ pub(super) fn run(context: &mut Context, words: &Fleet) -> Outcome {
             done_bytes: 0,
             total_bytes: None,
             note: None,
+            files: None,
         });
     })?;
     context.reporter.clear();

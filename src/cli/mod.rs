@@ -14,10 +14,13 @@ mod init;
 mod limits;
 mod mount;
 mod mount8;
+mod ops;
 mod output;
 mod progress;
+mod scan;
 mod serving;
 mod snapshot;
+mod source;
 mod status;
 mod store;
 mod take_over;
@@ -103,6 +106,9 @@ impl Context {
             Command::Init => init::run(&self),
             Command::Status => status::run(&mut self),
             Command::Bucket(command) => bucket::run(&mut self, *command),
+            Command::Source(command) => source::run(&mut self, *command),
+            Command::Scan(scan) => scan::run(&mut self, *scan),
+            Command::Ops { command } => ops::run(&mut self, command),
             Command::Store(command) => store::run(&mut self, command),
             Command::Mount(mount) => mount::run(&mut self, mount),
             Command::Bridge(bridge) => bridge::run(&mut self, bridge),

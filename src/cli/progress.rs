@@ -8,6 +8,7 @@ use serde_json::json;
 
 use crate::cli::output::{clean, print, size, span};
 use crate::daemon::Progress;
+use crate::daemon::protocol::FileProgress;
 
 /// Quicker operations show nothing.
 const QUIET_FOR: Duration = Duration::from_secs(2);
@@ -149,6 +150,9 @@ impl Pace {
             _ if step.done_bytes > 0 => words.push(size(step.done_bytes)),
             _ => {}
         }
+        if let Some(files) = &step.files {
+            words.push(files_words(files));
+        }
         if self.bytes_per_sec > 0 {
             words.push(format!("{}/s", size(self.bytes_per_sec)));
         }
@@ -166,6 +170,25 @@ impl Pace {
         }
         line
     }
+}
+
+/// `1200 of 5000 items`, and how much less is stored than was read.
+fn files_words(files: &FileProgress) -> String {
+    let of = files
+        .total
+        .map_or_else(String::new, |total| format!(" of {total}"));
+    let mut words = format!("{}{of} items", files.done);
+    // In tenths, and only where it says something.
+    let tenths = files
+        .read_bytes
+        .saturating_mul(10)
+        .checked_div(files.stored_bytes)
+        .unwrap_or(0);
+    if tenths >= 10 {
+        let (whole, tenth) = (tenths / 10, tenths % 10);
+        words.push_str(&format!(", {whole}.{tenth} to 1"));
+    }
+    words
 }
 
 fn bar(done: u64, total: u64) -> String {
@@ -195,6 +218,7 @@ mod tests {
             done_bytes,
             total_bytes,
             note: None,
+            files: None,
         }
     }
 
@@ -209,6 +233,27 @@ mod tests {
         );
         assert_eq!(bar(1, 2), "[############------------]");
         assert_eq!(bar(5, 2), bar(2, 2));
+    }
+
+    #[test]
+    fn files_are_counted_beside_the_bytes_with_what_deduplication_saves() {
+        let files = |done, total, stored_bytes| FileProgress {
+            done,
+            total,
+            read_bytes: 3100,
+            stored_bytes,
+        };
+        assert_eq!(
+            files_words(&files(12, Some(50), 1000)),
+            "12 of 50 items, 3.1 to 1"
+        );
+        assert_eq!(files_words(&files(12, None, 0)), "12 items");
+        let scanning = Progress {
+            files: Some(files(12, None, 0)),
+            ..step(1 << 20, None)
+        };
+        let line = Pace::of(&scanning, 0, Duration::from_secs(1)).line(&scanning, false);
+        assert_eq!(line, "uploading  1.0 MiB  12 items");
     }
 
     #[test]

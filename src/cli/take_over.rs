@@ -41,6 +41,7 @@ pub(super) fn run(context: &mut Context, choice: &Choice) -> Outcome {
             done_bytes: done,
             total_bytes: Some(all),
             note: None,
+            files: None,
         });
     })?;
     let first = first_epoch(context, &root);

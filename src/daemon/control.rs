@@ -279,6 +279,7 @@ mod tests {
                 done_bytes: 1,
                 total_bytes: None,
                 note: None,
+                files: None,
             };
             assert!(progress(step));
             match request {

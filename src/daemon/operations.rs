@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 
 use crate::daemon::failure::{Failure, FailureKind};
 use crate::daemon::protocol::{BucketPlace, Progress, Request, Until};
+use crate::scan::source;
 use crate::types::{AccountId, Ino};
 use crate::upload::UploadState;
 use crate::volume::choice::Choice;
@@ -62,13 +63,36 @@ pub fn perform(
             volume.connect_store();
             Ok(json!({ "store": volume.settings().store }))
         }
+        Request::StoreLook => {
+            volume.look_for_store();
+            Ok(json!({ "store": volume.settings().store }))
+        }
         Request::Limits { change: None } => value(&volume.limits()),
         Request::Limits {
             change: Some(change),
         } => value(&volume.change_limits(change)?),
-        Request::Umount { .. } | Request::Stop { .. } | Request::Follow => Err(Failure::failed(
-            format!("{} is not served by a daemon", volume.root().display()),
-        )),
+        Request::SourceAdd { source } => {
+            source::add(volume, source)?;
+            volume.commit()?;
+            value(source)
+        }
+        Request::SourceRemove { source } => {
+            let source = source::find(volume, source)?;
+            source::remove(volume, &source)?;
+            volume.commit()?;
+            value(&source)
+        }
+        Request::SourceList => value(&source::list(volume)?),
+        Request::Umount { .. }
+        | Request::Stop { .. }
+        | Request::Follow
+        | Request::Scan(_)
+        | Request::Ops
+        | Request::OpsWatch { .. }
+        | Request::OpsStop { .. } => Err(Failure::failed(format!(
+            "{} is not served by a daemon",
+            volume.root().display()
+        ))),
     }
 }
 
@@ -216,6 +240,7 @@ impl Meter {
                 UploadState::Connecting => Some("waiting for the external volume".into()),
                 UploadState::Off | UploadState::Up => None,
             },
+            files: None,
         }
     }
 }

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::daemon::failure::Failure;
+use crate::scan::source::Source;
 use crate::volume::Durability;
 use crate::volume::limits::LimitChange;
 use crate::volume::update::SettingsChange;
@@ -95,8 +96,36 @@ pub enum Request {
         #[serde(default)]
         change: Option<LimitChange>,
     },
+    /// Name a source.
+    SourceAdd {
+        /// Which.
+        source: Box<Source>,
+    },
+    /// Forget a source.
+    SourceRemove {
+        /// Its path, or the beginning of its UUID.
+        source: String,
+    },
+    /// The sources.
+    SourceList,
+    /// Scan sources, as an operation; answered at its end.
+    Scan(Box<ScanRequest>),
+    /// The operations.
+    Ops,
+    /// Tell how far an operation is, and how it ends.
+    OpsWatch {
+        /// Its number.
+        id: u64,
+    },
+    /// End an operation.
+    OpsStop {
+        /// Its number.
+        id: u64,
+    },
     /// Open the external volume anew: what the machine knows of its bucket has changed.
     StoreReopen,
+    /// Look for an external volume that is away now, and not at the end of a pause.
+    StoreLook,
     /// Take the mount away, then end.
     Umount {
         /// Where it stands.
@@ -137,8 +166,42 @@ impl Request {
     }
 }
 
-/// How far a long operation is.
+/// What is to be scanned, and how.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ScanRequest {
+    /// Only this source.
+    pub source: Option<String>,
+    /// Only these accounts.
+    pub accounts: Vec<String>,
+    /// Read everything again.
+    pub deep: bool,
+    /// Believe every deletion.
+    pub accept_deletions: bool,
+    /// Wait until it is archived.
+    pub upload_metadata: bool,
+    /// Give up after so many.
+    pub max_read_errors: Option<u64>,
+    /// Bytes a second.
+    pub read_rate: Option<u64>,
+}
+
+/// How many files a long operation is through with.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileProgress {
+    /// So many.
+    pub done: u64,
+    /// Of so many, if that is known.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub total: Option<u64>,
+    /// Bytes that were read of them.
+    pub read_bytes: u64,
+    /// Bytes that were new, and how little they became.
+    pub stored_bytes: u64,
+}
+
+/// How far a long operation is.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Progress {
     /// What is being done: "uploading".
     pub step: String,
@@ -150,6 +213,9 @@ pub struct Progress {
     /// What else is to be known, such as why it does not move.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub note: Option<String>,
+    /// Files, where there are such.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub files: Option<FileProgress>,
 }
 
 /// A line of an answer.

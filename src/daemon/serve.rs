@@ -12,11 +12,15 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender, bounded};
 use serde_json::{Value, json};
 
+use crate::clock::{Clock, SystemClock};
 use crate::daemon::control::{Control, Respond};
 use crate::daemon::door::Door;
 use crate::daemon::failure::Failure;
 use crate::daemon::operations::{Meter, leftover, perform};
-use crate::daemon::protocol::{Progress, Request};
+use crate::daemon::ops::Ops;
+use crate::daemon::protocol::{Progress, Request, ScanRequest};
+use crate::daemon::scanning::Plan;
+use crate::daemon::watch::Watches;
 use crate::daemon::{mounts, signals};
 use crate::error::{Error, Result};
 use crate::fuse::Mounted;
@@ -30,6 +34,8 @@ pub const DRAIN_DEFAULT: Duration = Duration::from_secs(30);
 const DRAIN_ON_SIGNAL: Duration = Duration::from_secs(3);
 /// After a signal, open files may keep the mount alive for this long.
 const BUSY_PATIENCE: Duration = Duration::from_secs(5);
+/// Operations get this long to come to a stop: a source that hangs holds nobody up.
+const OPS_PATIENCE: Duration = Duration::from_secs(2);
 /// Those who are told the end may take this long to read it.
 const FAREWELL: Duration = Duration::from_secs(2);
 /// Events that may wait: each comes from a person.
@@ -52,6 +58,8 @@ pub struct Serving {
     /// may be gone long before the kernel is through with a million inodes, and umount(2) returns.
     wish: Mutex<Option<Duration>>,
     since: i64,
+    ops: Arc<Ops>,
+    watches: Arc<Watches>,
     life: Mutex<Life>,
     changed: Condvar,
     events: Sender<Event>,
@@ -90,11 +98,14 @@ impl Serving {
     pub fn start(volume: Arc<Volume>, since: i64) -> Result<(Arc<Serving>, Control), Failure> {
         let (events, incoming) = bounded(EVENTS_MAX);
         let root = volume.root().to_owned();
+        let ops = Arc::<Ops>::default();
         let serving = Arc::new(Serving {
+            watches: Watches::new(Arc::clone(&volume), Arc::clone(&ops)),
             volume,
             mounted: Mutex::default(),
             wish: Mutex::default(),
             since,
+            ops,
             life: Mutex::default(),
             changed: Condvar::new(),
             events,
@@ -121,6 +132,7 @@ impl Serving {
         };
         self.volume
             .set_witness(door.clone().map(|door| door as Arc<dyn Witness>));
+        self.watches.begin()?;
         self.life().phase = Phase::Serving;
         watch(mounted.as_ref(), &self.events)?;
         if ready().is_err() {
@@ -146,9 +158,45 @@ impl Serving {
         outcome.map(drop)
     }
 
+    /// Serves for one request, and closes the volume: others can ask how far it is, and end it.
+    pub fn once(
+        volume: Arc<Volume>,
+        since: i64,
+        request: &Request,
+        progress: &mut dyn FnMut(Progress) -> bool,
+    ) -> Result<Value, Failure> {
+        let (serving, control) = Serving::start(volume, since)?;
+        serving.life().phase = Phase::Serving;
+        let outcome = serving.respond(request, progress);
+        let closed = serving.close(Duration::ZERO);
+        serving.life().end = Some(closed.clone());
+        serving.changed.notify_all();
+        control.settle(FAREWELL);
+        drop(control);
+        let answer = outcome?;
+        closed.map(|_| answer)
+    }
+
+    /// Scans as an operation, which goes on if whoever asked goes away.
+    fn scan(
+        &self,
+        request: &ScanRequest,
+        progress: &mut dyn FnMut(Progress) -> bool,
+    ) -> Result<Value, Failure> {
+        let plan = Plan::new(&self.volume, request)?;
+        let what = plan.what(SystemClock.now().secs);
+        let (volume, watches) = (Arc::clone(&self.volume), Arc::clone(&self.watches));
+        let id = self
+            .ops
+            .start(what, move |handle| plan.run(&volume, &watches, handle))?;
+        self.ops.follow(id, progress)
+    }
+
     fn close(&self, drain: Duration) -> Result<Value, Failure> {
         self.life().phase = Phase::Closing;
         tracing::info!(path = %self.volume.root().display(), ?drain, "closing");
+        self.watches.end();
+        self.ops.stop_all(OPS_PATIENCE);
         let mut meter = Meter::default();
         let closed = self.volume.close(drain, &mut |status| {
             let mut life = self.life();
@@ -191,12 +239,17 @@ impl Serving {
                 "mountpoint": self.mountpoint(),
             });
             status.insert("daemon".into(), daemon);
+            status.insert("watch".into(), to_value(&self.watches.status())?);
         }
         Ok(status)
     }
 
     /// Takes the mount away and asks the process to end.
     fn end_mount(&self, lazy: bool, drain_ms: u64) -> Result<Detached, Failure> {
+        // For a process that serves one operation only, this is its end.
+        if self.mounted_slot().is_none() {
+            self.ops.stop_all(Duration::ZERO);
+        }
         let mut wish = self.wish();
         let mounted = self.mounted_slot().clone();
         let detached = match &mounted {
@@ -235,9 +288,7 @@ impl Serving {
             };
             let step = step.unwrap_or_else(|| Progress {
                 step: "closing".into(),
-                done_bytes: 0,
-                total_bytes: None,
-                note: None,
+                ..Progress::default()
             });
             if !progress(step) {
                 return Err(Failure::stopped("nobody listens"));
@@ -292,9 +343,22 @@ impl Respond for Serving {
                 Detached::Whole => self.follow(progress),
                 Detached::StillBusy => Ok(json!({ "is_busy": true })),
             },
+            Request::SourceAdd { .. } | Request::SourceRemove { .. } => {
+                let done = perform(&self.volume, request, progress);
+                self.watches.ring();
+                done
+            }
+            Request::Scan(scan) => self.scan(scan, progress),
+            Request::Ops => to_value(&self.ops.list()),
+            Request::OpsWatch { id } => self.ops.follow(*id, progress),
+            Request::OpsStop { id } => to_value(&self.ops.stop(*id)?),
             other => perform(&self.volume, other, progress),
         }
     }
+}
+
+fn to_value(document: &impl serde::Serialize) -> Result<Value, Failure> {
+    serde_json::to_value(document).map_err(|error| Failure::failed(error.to_string()))
 }
 
 /// Serves a view until its mount is gone or a signal comes. There is nothing to close.

@@ -133,6 +133,7 @@ mod tests {
             born: None,
             number: 77,
             device: 1,
+            is_mount: false,
         }
     }
 

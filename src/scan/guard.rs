@@ -1,7 +1,7 @@
 //! When so much would be deleted that a fault of the source is likelier (invariant 12).
 
 /// Of an account's items, more than this may not go without a word ..
-const SHARE_MAX_PERCENT: u64 = 50;
+const SHARE_MAX_PERCENT: u128 = 50;
 /// .. but fewer than this may always.
 const FEW: u64 = 100;
 
@@ -16,8 +16,8 @@ pub struct Going {
 
 /// Why the deletions of an account are refused, if they are.
 pub fn refusal(account: &str, going: Going) -> Option<String> {
-    let is_too_much = going.names >= FEW
-        && going.names.saturating_mul(100) > going.of.saturating_mul(SHARE_MAX_PERCENT);
+    let (names, of) = (u128::from(going.names), u128::from(going.of));
+    let is_too_much = going.names >= FEW && names * 100 > of * SHARE_MAX_PERCENT;
     is_too_much.then(|| {
         format!(
             "{account}: {} of {} items are gone from the source, and nothing was marked as deleted: see whether the \

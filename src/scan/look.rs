@@ -5,7 +5,7 @@
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
-use rustix::fs::{AtFlags, Mode, OFlags, Statx, StatxFlags};
+use rustix::fs::{AtFlags, Mode, OFlags, Statx, StatxAttributes, StatxFlags};
 use rustix::io::Errno;
 
 use crate::types::{FileKind, Timestamp};
@@ -41,6 +41,8 @@ pub struct Seen {
     pub number: u64,
     /// The file system it is on, until it is mounted anew.
     pub device: u64,
+    /// Whether a file system begins here, be it the same one again.
+    pub is_mount: bool,
 }
 
 /// Looks at the item `name` of a directory.
@@ -97,6 +99,7 @@ fn seen(found: &Statx) -> Option<Seen> {
         born: is_born.then(|| time(found.stx_btime)),
         number: found.stx_ino,
         device: (u64::from(found.stx_dev_major) << 32) | u64::from(found.stx_dev_minor),
+        is_mount: found.stx_attributes.contains(StatxAttributes::MOUNT_ROOT),
     })
 }
 

@@ -135,7 +135,8 @@ impl Paths {
 pub struct AccountReport {
     /// Its name.
     pub account: String,
-    /// What happened to the account itself: `new`, `renamed`, `revived`, `deleted`, or `kept`.
+    /// What happened to the account itself: `new`, `renamed`, `revived`, `deleted`, `kept`, or `unfinished`: the scan
+    /// ended before.
     pub event: String,
     /// What happened in it.
     #[serde(flatten)]

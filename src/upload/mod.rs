@@ -83,8 +83,8 @@ struct Target {
     /// What was found lost on the way.
     losses: Vec<String>,
     limits: CacheLimits,
-    /// The volume answers again: then the wait after a failure is over.
-    is_back: bool,
+    /// The volume answers again, or somebody waits for it: then the wait after a failure is over.
+    is_due: bool,
     is_ledger_complete: bool,
     /// Nobody else had written to this volume when it was looked at.
     is_examined: bool,
@@ -94,11 +94,15 @@ struct Target {
 }
 
 impl Target {
-    /// What a round found last; when the volume has gone silent since, that.
+    /// What a round found last; of a volume that is down, what the last look for it found: rounds come seldom then.
     fn state_now(&self) -> UploadState {
         let circuit = self.external.as_ref().map(|now| now.breaker.circuit());
-        match circuit {
-            Some(Circuit::Down { since, reason }) if self.state.is_hopeful() => {
+        match (circuit, &self.state) {
+            (Some(Circuit::Down { reason, .. }), UploadState::Down { since, .. }) => {
+                let since = *since;
+                UploadState::Down { since, reason }
+            }
+            (Some(Circuit::Down { since, reason }), state) if state.is_hopeful() => {
                 let since = since.duration_since(SystemTime::UNIX_EPOCH);
                 UploadState::Down {
                     since: since.map_or(0, |since| since.as_secs()),
@@ -150,7 +154,7 @@ impl Uploader {
             rounds: 0,
             losses: Vec::new(),
             limits: CacheLimits::default(),
-            is_back: false,
+            is_due: false,
             is_ledger_complete: false,
             is_examined: false,
             in_flight: IN_FLIGHT,
@@ -216,6 +220,20 @@ impl Uploader {
     /// There is something to do.
     pub fn wake(&self) {
         self.shared.lock().asked = true;
+        self.shared.woken.notify_all();
+    }
+
+    /// Somebody waits: a volume that is away is looked for now, and not at the end of a pause.
+    pub fn look_now(&self) {
+        let mut target = self.shared.lock();
+        let Some(Guarded { breaker, .. }) = &target.external else {
+            return;
+        };
+        breaker.poke();
+        // Where the circuit is open, it is the look that tells.
+        target.is_due |=
+            matches!(target.state, UploadState::Down { .. }) && !breaker.circuit().is_down();
+        drop(target);
         self.shared.woken.notify_all();
     }
 
@@ -326,7 +344,7 @@ impl Shared {
             .external
             .as_ref()
             .is_some_and(|external| external.breaker.circuit() == Circuit::Up);
-        target.is_back |= is_up && !matches!(target.state, UploadState::Up);
+        target.is_due |= is_up && !matches!(target.state, UploadState::Up);
         drop(target);
         self.woken.notify_all();
     }
@@ -346,9 +364,9 @@ impl Shared {
             let now = Instant::now();
             // After a failure, being asked does not shorten the wait.
             let is_asked = target.asked && (wait == IDLE_INTERVAL);
-            if is_asked || target.is_back || now >= deadline {
+            if is_asked || target.is_due || now >= deadline {
                 target.asked = false;
-                target.is_back = false;
+                target.is_due = false;
                 return Some(target.external.clone());
             }
             target = self
@@ -547,3 +565,6 @@ fn put_file(volume: &dyn Volume, name: &str, path: &Path) -> Result<u64> {
 fn look(volume: &dyn Volume) -> Result<()> {
     volume.verify_identity().map_err(Error::from)
 }
+
+#[cfg(test)]
+mod tests;

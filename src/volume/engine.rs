@@ -346,6 +346,11 @@ impl Volume {
         whole(&self.external).clone()
     }
 
+    /// Looks for an external volume that is away now, and not at the end of a pause.
+    pub fn look_for_store(&self) {
+        self.uploader.look_now();
+    }
+
     /// Waits until it is known whether the external volume is there, for at most `patience`.
     pub fn await_store(&self, patience: Duration) {
         self.uploader.wait_until_known(patience);

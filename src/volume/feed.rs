@@ -351,6 +351,11 @@ impl<'t> FeedTx<'_, 't> {
         Ok(())
     }
 
+    /// Whether the directory `ino` is `ancestor` or lies below it.
+    pub fn is_below(&self, ino: Ino, ancestor: Ino) -> Result<bool> {
+        namespace::is_below(self.tx, ino, ancestor)
+    }
+
     /// The name of a directory in its parent, if it still has one.
     pub fn name_of_dir(&self, ino: Ino) -> Result<Option<(Ino, Vec<u8>)>> {
         let Some(parent) = self.inode(ino)?.and_then(|inode| inode.parent) else {

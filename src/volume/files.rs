@@ -86,6 +86,11 @@ impl Files {
         }
     }
 
+    /// What stores their bytes.
+    pub(super) fn ingest(&self) -> &Ingest {
+        &self.ingest
+    }
+
     fn table(&self) -> MutexGuard<'_, HashMap<Ino, (Arc<OpenFile>, u32)>> {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -3,7 +3,7 @@
 //! In reading order: `tree` (the interface), `engine` (what an open volume is), `open` (recovery),
 //! `live` and `view_tree` (the two trees), `snapshots` (both as one), `external` and `follow` (without a backup path), `store` (how an external volume is opened), `place` (what it stands on), `choice` and `attach` (how one is chosen and becomes ours), `limits` (how much of its line is used), `namespace`, `extents`, `files`, `dirty` (what operations do),
 //! `commit`, `archive`, `waiting`, `indexer` (how it becomes durable),
-//! `feed` and `fed` (changes that do not come through the mount), `backlog`, `flow`, `pacer`, `space`, `ballast`, `ack`, `wait` (what is not on the external volume yet). FUSE, the command line and sockets may not enter.
+//! `feed`, `bring` and `fed` (changes that do not come through the mount), `backlog`, `flow`, `pacer`, `space`, `ballast`, `ack`, `wait` (what is not on the external volume yet). FUSE, the command line and sockets may not enter.
 
 pub mod account;
 pub mod ack;
@@ -11,6 +11,7 @@ pub mod archive;
 pub mod attach;
 pub mod backlog;
 pub mod ballast;
+pub mod bring;
 pub mod choice;
 pub mod commit;
 pub mod dirty;

@@ -10,6 +10,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
 use serde::Serialize;
+use vfs::dir::MountWatch;
 use vfs::isolate::{Deadlines, IsolateOptions, PoolLimits, Start};
 use vfs::{
     Breaker, BreakerPolicy, Circuit, Guarded, IsolatedDir, ObjectKey, Retry, RetryPolicy, Sentinel,
@@ -54,6 +55,8 @@ fn start_of(path: &Path) -> Start {
 pub struct ExternalStore {
     guarded: Guarded,
     dir: Option<Arc<IsolatedDir>>,
+    /// Of its directory, for as long as it is used.
+    _watch: Option<Arc<MountWatch>>,
 }
 
 /// Whether the external volume answers, for `status`.
@@ -192,7 +195,38 @@ pub fn connect(identity: &Identity, settings: &Settings) -> Result<Option<Extern
         (buckets::open_bound(&spec, sentinel)?, None)
     };
     let guarded = in_layers(kind, remote_timeout, stop)?;
-    Ok(Some(ExternalStore { guarded, dir }))
+    let watch = match (&spec, &dir) {
+        (Spec::Dir(path), Some(dir)) => watch(path, dir, &guarded.breaker).map(Arc::new),
+        _ => None,
+    };
+    Ok(Some(ExternalStore {
+        guarded,
+        dir,
+        _watch: watch,
+    }))
+}
+
+/// Whoever mounts the volume again need not wait for the end of a pause, nor for what the mount before owes an answer.
+fn watch(path: &Path, dir: &Arc<IsolatedDir>, breaker: &Arc<Breaker>) -> Option<MountWatch> {
+    let (dir, breaker) = (Arc::downgrade(dir), Arc::downgrade(breaker));
+    let changed = move || {
+        if let (Some(dir), Some(breaker)) = (dir.upgrade(), breaker.upgrade()) {
+            tracing::info!(volume = %breaker, "another mount stands in its place: it is looked at");
+            dir.mounted_anew();
+            breaker.poke();
+        }
+    };
+    match MountWatch::start(path, changed) {
+        Ok(watch) => Some(watch),
+        Err(error) => {
+            // It is found at the end of a pause, then.
+            tracing::warn!(
+                "what is mounted at {} is not watched: {error}",
+                path.display()
+            );
+            None
+        }
+    }
 }
 
 /// The same for a command that has nothing to do without it: it was there, and the right one, a moment ago.

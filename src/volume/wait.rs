@@ -1,7 +1,7 @@
 //! Waiting until what is there now is safe: all of it, or a file or directory.
 
 use std::collections::BTreeSet;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::error::{Error, Result};
 use crate::pack::ledger::PackState;
@@ -13,6 +13,8 @@ use crate::volume::tree::Tree;
 
 /// Entries of a directory looked at in one step: a commit comes in between.
 const STEP: usize = 256;
+/// A volume that is away is looked for so often while somebody waits for it.
+const LOOK_INTERVAL: Duration = Duration::from_secs(5);
 /// Progress is told after so many inodes.
 const TELL_AFTER: u64 = 10_000;
 
@@ -68,7 +70,12 @@ impl Volume {
             missing.packs = unsent.into_iter().map(|(pack, _)| pack).collect();
         }
         self.uploader.wake();
+        let mut looked = None::<Instant>;
         loop {
+            if looked.is_none_or(|at| at.elapsed() >= LOOK_INTERVAL) {
+                self.uploader.look_now();
+                looked = Some(Instant::now());
+            }
             let is_there = match level {
                 Durability::Archived => self.ledger.archived_epoch() >= epoch,
                 _ => !self

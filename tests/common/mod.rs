@@ -139,6 +139,17 @@ pub fn content(tree: &dyn Tree, path: &str) -> Result<Vec<u8>> {
     Ok(out)
 }
 
+/// `size` bytes of a file.
+pub fn read_all(tree: &dyn Tree, ino: Ino, size: u64) -> Vec<u8> {
+    let mut out = Vec::new();
+    while (out.len() as u64) < size {
+        let piece = read(tree, ino, out.len() as u64, 1 << 20).unwrap();
+        assert!(!piece.is_empty(), "a read within inode {ino} is empty");
+        out.extend_from_slice(&piece);
+    }
+    out
+}
+
 pub fn find(tree: &dyn Tree, path: &str) -> Result<Attr> {
     let mut attr = tree.getattr(Ino::ROOT)?;
     for name in path.split('/') {

@@ -1,7 +1,8 @@
-//! A FUSE file system that can stop answering: a directory, passed through, in a process of its own.
+//! A FUSE file system that can stop answering, or forget its handles: a directory, passed through, in a process of its
+//! own.
 //!
-//! The process is this test program again, as the ignored test `hangfs_process`. Its standard input takes `hang` and
-//! `go`, each is confirmed on its standard output; at the end of the input it lets go of everything and unmounts.
+//! The process is this test program again, as the ignored test `hangfs_process`. Its standard input takes `hang`,
+//! `stale` and `go`, each is confirmed on its standard output; at the end of the input it lets go of everything and unmounts.
 
 use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
@@ -80,6 +81,11 @@ impl HangFs {
         self.orders("hang");
     }
 
+    /// From here on everything is answered with ESTALE: as by a server that exports the directory no longer.
+    pub fn stale(&mut self) {
+        self.orders("stale");
+    }
+
     /// Everything is answered again.
     pub fn go(&mut self) {
         self.orders("go");
@@ -117,33 +123,43 @@ pub fn serve() {
     println!("\nmounted");
     for order in io::stdin().lines() {
         let order = order.unwrap();
-        gate.set(order == "hang");
+        gate.set(match order.as_str() {
+            "hang" => Mood::Hangs,
+            "stale" => Mood::Stale,
+            _ => Mood::Well,
+        });
         println!("\n{order}");
     }
-    gate.set(false);
+    gate.set(Mood::Well);
     let _ = umount2(mount.as_os_str(), MntFlags::MNT_DETACH);
     drop(session);
 }
 
+#[derive(Clone, Copy, Default, PartialEq)]
+enum Mood {
+    #[default]
+    Well,
+    Hangs,
+    Stale,
+}
+
 #[derive(Default)]
 struct Gate {
-    is_shut: Mutex<bool>,
+    mood: Mutex<Mood>,
     changed: Condvar,
 }
 
 impl Gate {
-    fn set(&self, is_shut: bool) {
-        *self.is_shut.lock().unwrap() = is_shut;
+    fn set(&self, mood: Mood) {
+        *self.mood.lock().unwrap() = mood;
         self.changed.notify_all();
     }
 
-    fn pass(&self) {
-        let is_shut = self.is_shut.lock().unwrap();
-        drop(
-            self.changed
-                .wait_while(is_shut, |is_shut| *is_shut)
-                .unwrap(),
-        );
+    /// Waits while it hangs.
+    fn pass(&self) -> Mood {
+        let mood = self.mood.lock().unwrap();
+        let hangs = |mood: &mut Mood| *mood == Mood::Hangs;
+        *self.changed.wait_while(mood, hangs).unwrap()
     }
 }
 
@@ -175,9 +191,11 @@ fn kind_of(file_type: fs::FileType) -> FileType {
 
 impl PassThrough {
     fn path(&self, ino: INodeNo) -> io::Result<PathBuf> {
-        self.gate.pass();
-        let nodes = self.nodes.lock().unwrap();
         let gone = || io::Error::from_raw_os_error(libc::ESTALE);
+        if self.gate.pass() == Mood::Stale {
+            return Err(gone());
+        }
+        let nodes = self.nodes.lock().unwrap();
         nodes.get(&ino.0).cloned().ok_or_else(gone)
     }
 

@@ -46,7 +46,8 @@ pub enum ErrorCase {
     Remounted,
     /// The volume or its quota is full. Permanent.
     NoSpace,
-    /// A handle of a network file system went stale; the volume has opened its root again. Transient.
+    /// A handle of a network file system went stale. Transient where the volume has opened its root again; unreachable
+    /// where that is stale too.
     Stale,
     /// There was no answer in time: whoever asked goes on without one. Unreachable.
     TimedOut,
@@ -125,6 +126,16 @@ impl Error {
     /// The same for a look that was to tell which volume this is: whatever was in its way, it is not known.
     pub(crate) fn into_unreachable(mut self) -> Error {
         self.class = ErrorClass::Unreachable;
+        self
+    }
+
+    /// The same where the root was to be opened anew: a handle that is stale then too is no single one that the server
+    /// forgot. The whole mount is.
+    pub(crate) fn of_root(mut self) -> Error {
+        if self.case == ErrorCase::Stale {
+            self.class = ErrorClass::Unreachable;
+            self.message = STALE_MOUNT.into();
+        }
         self
     }
 
@@ -310,6 +321,9 @@ impl<'a> At<'a> {
     }
 }
 
+const STALE_MOUNT: &str = "the mount went stale, its server does not know the directory any more: export it again, or \
+                           unmount (umount -l) and mount it";
+
 /// What a system call's refusal on an external volume means. `ENOENT` is not "not found" here: only the calls that ask
 /// for an object by name may read it so, and only after they have made sure of the volume (invariant 6).
 fn classify(errno: Errno) -> (ErrorClass, ErrorCase, &'static str) {
@@ -426,6 +440,19 @@ mod tests {
                 "errno {code}"
             );
         }
+    }
+
+    #[test]
+    fn a_root_that_is_stale_when_it_is_opened_anew_is_a_stale_mount() {
+        let error = at().errno(Errno::ESTALE).of_root();
+        assert!(error.is_unreachable(), "{error:?}");
+        assert!(
+            error.chain().contains("the mount went stale")
+                && error.chain().contains("os error 116"),
+            "{error:?}"
+        );
+        let other = at().errno(Errno::EIO).of_root();
+        assert!(other.is_transient() && !other.chain().contains("stale"));
     }
 
     #[test]

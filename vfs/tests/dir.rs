@@ -7,9 +7,11 @@ use std::num::NonZeroUsize;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::mpsc;
 use std::time::Duration;
 
 use tempfile::TempDir;
+use vfs::dir::MountWatch;
 use vfs::{
     Body, DirVolume, ErrorClass, MountKind, ObjectKey, Precondition, Sentinel, Volume, VolumeExt,
 };
@@ -395,6 +397,28 @@ fn invariant_7_an_unmounted_disk_is_refused_and_taken_up_again_when_it_is_back()
     volume.verify_identity().unwrap();
     put(&volume, "a", b"x").unwrap();
     assert!(path.join("a").exists());
+}
+
+#[test]
+fn another_mount_in_the_place_of_a_volume_is_told_and_one_elsewhere_is_not() {
+    let parent = TempDir::new().unwrap();
+    let canonical = parent.path().canonicalize().unwrap();
+    let (path, elsewhere) = (canonical.join("nas"), canonical.join("elsewhere"));
+    fs::create_dir(&path).unwrap();
+    fs::create_dir(&elsewhere).unwrap();
+    let (told, heard) = mpsc::channel();
+    let watch = MountWatch::start(path.join("volume"), move || told.send(()).unwrap()).unwrap();
+    let Some(mounted) = Mounted::at(&path) else {
+        return;
+    };
+    heard.recv().unwrap();
+    let other = Mounted::at(&elsewhere).unwrap();
+    drop(other);
+    drop(mounted);
+    heard.recv().unwrap();
+    drop(watch);
+    // Two changes, two words, and no more: the watch has ended.
+    assert_eq!(heard.recv(), Err(mpsc::RecvError));
 }
 
 #[test]

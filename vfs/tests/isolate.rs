@@ -164,6 +164,27 @@ fn closing_lets_go_of_everybody_at_once() {
     assert!(volume.head(&key("a")).unwrap_err().is_unreachable());
 }
 
+/// Deadlines are never: without being let go, this test would not end.
+#[test]
+fn another_mount_in_its_place_lets_go_of_those_who_wait_for_the_one_before() {
+    let parent = TempDir::new().unwrap();
+    let never = Duration::from_secs(24 * 3600);
+    let volume = IsolatedDir::new(parent.path(), None, scripted("cat > /dev/null", never));
+    std::thread::scope(|scope| {
+        let waiting: Vec<_> = (0..3)
+            .map(|_| scope.spawn(|| volume.head(&key("a")).unwrap_err()))
+            .collect();
+        while !waiting.iter().all(|thread| thread.is_finished()) {
+            volume.mounted_anew();
+            std::thread::yield_now();
+        }
+        for thread in waiting {
+            let error = thread.join().unwrap();
+            assert!(error.is_transient(), "it is asked again: {error:?}");
+        }
+    });
+}
+
 #[test]
 fn a_body_that_cannot_be_read_leaves_the_worker_well() {
     let (_parent, _path, volume) = bound();

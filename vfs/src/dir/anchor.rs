@@ -11,7 +11,7 @@ use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat2};
 use nix::sys::stat::{FileStat, Mode, fstat, mkdirat};
 use nix::unistd::fsync;
 
-use crate::error::{At, ErrorClass, Result};
+use crate::error::{At, Error, ErrorClass, Result};
 use crate::identity::{SENTINEL_LEN_MAX, Sentinel};
 use crate::key::ObjectKey;
 
@@ -38,6 +38,11 @@ pub(super) struct Anchor {
 impl Anchor {
     /// Opens the root and checks the sentinel beneath that same descriptor.
     pub(super) fn open(path: &Path, sentinel: Option<Sentinel>, at: At<'_>) -> Result<Anchor> {
+        // A client may open the root from memory, and hear from the server only below it.
+        Self::open_and_judge(path, sentinel, at).map_err(Error::of_root)
+    }
+
+    fn open_and_judge(path: &Path, sentinel: Option<Sentinel>, at: At<'_>) -> Result<Anchor> {
         let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
         let root = open(path, flags, Mode::empty()).map_err(|errno| match errno {
             Errno::ENOENT => {

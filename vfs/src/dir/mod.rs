@@ -10,7 +10,8 @@
 //! - `write`: temporary name, write, fsync, rename, fsync of the directory, size check;
 //! - `walk`: listings and the sweep of leftovers;
 //! - `assess`, `mountinfo`, `within`: what is mounted here and below, and whether it will do; `probe`: what it can do, by
-//!   trying.
+//!   trying;
+//! - `watch`: another mount stands here now.
 //!
 //! Locks: `state` only, and never across a system call.
 
@@ -19,6 +20,7 @@ mod assess;
 mod mountinfo;
 mod probe;
 mod walk;
+mod watch;
 mod within;
 mod write;
 
@@ -48,6 +50,7 @@ use crate::volume::{
 use anchor::Anchor;
 
 pub use assess::{Assessment, FSTAB, Refusal, RefusalCause, assess};
+pub use watch::MountWatch;
 pub use within::{MOUNTINFO, MountWithin, mounts_within};
 
 /// A volume in a directory that exists.

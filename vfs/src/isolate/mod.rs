@@ -165,6 +165,12 @@ impl IsolatedDir {
         self.pool.abandoned()
     }
 
+    /// Another mount stands in its place: what the one before was asked is not waited for. It is asked of the new one,
+    /// by whoever asks again.
+    pub fn mounted_anew(&self) {
+        self.pool.interrupt();
+    }
+
     /// The processes of workers that wait for something to do.
     pub fn idle_pids(&self) -> Vec<u32> {
         self.pool.idle_pids()

@@ -220,6 +220,13 @@ impl Pool {
         idle.into_iter().for_each(dismiss);
     }
 
+    /// Those at work are not waited for any longer: whoever waits gets an error, and they are killed.
+    pub(super) fn interrupt(&self) {
+        for near in self.state().lent.values() {
+            cut(near);
+        }
+    }
+
     /// Kills a worker without waiting for its end.
     fn abandon(self: &Arc<Pool>, worker: Worker) {
         self.state().abandoned += 1;

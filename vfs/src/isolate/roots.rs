@@ -117,7 +117,7 @@ impl IsolatedDir {
                 }
             }
         };
-        let (answered, accepted) = opened.map_err(|error| error.asked_at(at))?;
+        let (answered, accepted) = opened.map_err(|error| error.of_root().asked_at(at))?;
         let place = answered.place.ok_or_else(|| Self::nonsense(at))?;
         Ok((place, accepted))
     }
