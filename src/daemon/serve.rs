@@ -17,7 +17,7 @@ use crate::daemon::control::{Control, Respond};
 use crate::daemon::door::Door;
 use crate::daemon::failure::Failure;
 use crate::daemon::operations::{Meter, leftover, perform};
-use crate::daemon::ops::Ops;
+use crate::daemon::ops::{OpHandle, Ops};
 use crate::daemon::protocol::{Progress, Request, ScanRequest};
 use crate::daemon::scanning::Plan;
 use crate::daemon::watch::Watches;
@@ -36,6 +36,8 @@ const DRAIN_ON_SIGNAL: Duration = Duration::from_secs(3);
 const BUSY_PATIENCE: Duration = Duration::from_secs(5);
 /// Operations get this long to come to a stop: a source that hangs holds nobody up.
 const OPS_PATIENCE: Duration = Duration::from_secs(2);
+/// A scan that finds another one of the same source tries again this often, when that was one of a watched source.
+const SCAN_ATTEMPTS: u32 = 3;
 /// Those who are told the end may take this long to read it.
 const FAREWELL: Duration = Duration::from_secs(2);
 /// Events that may wait: each comes from a person.
@@ -183,13 +185,29 @@ impl Serving {
         request: &ScanRequest,
         progress: &mut dyn FnMut(Progress) -> bool,
     ) -> Result<Value, Failure> {
-        let plan = Plan::new(&self.volume, request)?;
-        let what = plan.what(SystemClock.now().secs);
-        let (volume, watches) = (Arc::clone(&self.volume), Arc::clone(&self.watches));
-        let id = self
-            .ops
-            .start(what, move |handle| plan.run(&volume, &watches, handle))?;
-        self.ops.follow(id, progress)
+        let mut attempts_left = SCAN_ATTEMPTS;
+        loop {
+            let plan = Plan::new(&self.volume, request)?;
+            let what = plan.what(SystemClock.now().secs);
+            let (volume, watches) = (Arc::clone(&self.volume), Arc::clone(&self.watches));
+            let work = move |handle: &OpHandle| plan.run(&volume, &watches, handle);
+            match self.ops.start(what, work) {
+                Ok(id) => return self.ops.follow(id, progress),
+                Err(busy) if attempts_left == 0 => return Err(busy),
+                Err(_) => attempts_left -= 1,
+            }
+            // One that nobody asked for, of a source that changes just now, is no reason to refuse.
+            if let Some(id) = self.watches.running() {
+                let mut is_left = false;
+                let outcome = self.ops.follow(id, &mut |step| {
+                    is_left = !progress(step);
+                    !is_left
+                });
+                if is_left {
+                    return outcome;
+                }
+            }
+        }
     }
 
     fn close(&self, drain: Duration) -> Result<Value, Failure> {

@@ -47,6 +47,8 @@ pub struct Watches {
     table: Mutex<BTreeMap<String, Watched>>,
     bell: Sender<()>,
     rung: Receiver<()>,
+    /// The operation that scans what changed, while it runs. Held while one is started.
+    running: Mutex<Option<u64>>,
     is_ended: AtomicBool,
 }
 
@@ -79,6 +81,7 @@ impl Watches {
             table: Mutex::default(),
             bell,
             rung,
+            running: Mutex::default(),
             is_ended: AtomicBool::new(false),
         })
     }
@@ -104,6 +107,15 @@ impl Watches {
     pub fn ring(&self) {
         // Full: it is ringing already.
         let _ = self.bell.try_send(());
+    }
+
+    /// The operation that scans what changed, if one runs: whoever wants to scan waits for it.
+    pub fn running(&self) -> Option<u64> {
+        *self.running_slot()
+    }
+
+    fn running_slot(&self) -> MutexGuard<'_, Option<u64>> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// How the watches go.
@@ -256,6 +268,7 @@ impl Watches {
         let watches = Arc::clone(self);
         let (told, outcome) = bounded(1);
         let began = Instant::now();
+        let mut running = self.running_slot();
         let started = self.ops.start(what, move |handle| {
             let report = watches.scan_changes(&source, handle);
             let is_clean = report.as_ref().is_ok_and(is_clean);
@@ -264,12 +277,15 @@ impl Watches {
             let report = report?;
             Ok(serde_json::to_value(report).unwrap_or(Value::Null))
         });
+        *running = started.as_ref().ok().copied();
+        drop(running);
         let ended = started.map(|id| {
             let end = self
                 .ops
                 .follow(id, &mut |_| !self.is_ended.load(Ordering::Relaxed));
             (end, outcome.try_recv().unwrap_or(false))
         });
+        *self.running_slot() = None;
         let mut table = self.table();
         let Some(watched) = table.get_mut(&uuid) else {
             return;

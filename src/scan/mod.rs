@@ -33,4 +33,3 @@ pub mod skips;
 pub mod source;
 pub mod throttle;
 pub mod watch;
-pub mod watch;
