@@ -71,7 +71,7 @@ fn make_accounts(source: &Path) {
     }
 }
 
-fn ten_thousand_changes(kind: &str) {
+fn ten_thousand_changes(kind: &'static str) {
     let Some(world) = World::new(kind) else {
         return;
     };
@@ -98,7 +98,7 @@ fn ten_thousand_changes_in_a_hundred_accounts_are_in_the_mount_by_inotify() {
     ten_thousand_changes("inotify");
 }
 
-fn flood(kind: &str) {
+fn flood(kind: &'static str) {
     let Some(world) = World::new(kind) else {
         return;
     };
@@ -163,7 +163,7 @@ fn what_happens_while_a_killed_daemon_is_away_is_found_when_it_is_back() {
     world.wait_until_same();
 }
 
-fn comings_and_goings(kind: &str) {
+fn comings_and_goings(kind: &'static str) {
     let Some(world) = World::new(kind) else {
         return;
     };
@@ -218,7 +218,7 @@ fn directories_and_accounts_come_go_and_are_renamed_by_inotify() {
     comings_and_goings("inotify");
 }
 
-fn unmounted(kind: &str) {
+fn unmounted(kind: &'static str) {
     let Some(world) = World::new(kind) else {
         return;
     };
