@@ -144,6 +144,19 @@ need_uml() {
     UML=(env "LD_PRELOAD=$1/uml-preload.so" linux.uml "uml_dir=$1/uml" rootfstype=hostfs rootflags=/ ro)
 }
 
+# --- Fresh file systems of a benchmark, in the directory $WORK -----------------------------------------------------------
+
+# fresh_image NAME MIB: an ext4 of its own, mounted at $WORK/NAME
+fresh_image() {
+    truncate -s "$2M" "$WORK/$1.img"
+    mkfs.ext4 -q -F -E lazy_itable_init=0,lazy_journal_init=0 "$WORK/$1.img"
+    mkdir -p "$WORK/$1"
+    mount -o loop "$WORK/$1.img" "$WORK/$1"
+    on_exit drop_mount "$WORK/$1"
+}
+drop_image() { umount "$WORK/$1" && rm -f "$WORK/$1.img"; }
+drop_caches() { sync && echo 3 >/proc/sys/vm/drop_caches; }
+
 # --- Servers of a test, in the directory $DIR ---------------------------------------------------------------------------
 
 is_alive() { [ -s "$1" ] && kill -0 "$(cat "$1")" 2>/dev/null; }

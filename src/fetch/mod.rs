@@ -150,6 +150,19 @@ impl Fetch {
         }
     }
 
+    /// The same on this thread, which waits for what is not here: for whoever is no FUSE thread. Its error is the one
+    /// of the external volume.
+    pub fn read_now(&self, plan: &ReadPlan) -> Result<Bytes> {
+        if let Some(bytes) = self.reader.read_here(plan, &self.ahead)? {
+            return Ok(bytes);
+        }
+        let (outcome, arrived) = self.reader.read(plan, &self.ahead);
+        for arrived in arrived {
+            self.reader.keep(arrived);
+        }
+        outcome
+    }
+
     /// One blob, wherever it is; waits.
     pub fn blob(&self, blob: BlobHash, location: &BlobLocation) -> Result<Bytes> {
         self.reader.blob(blob, location)

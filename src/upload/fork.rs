@@ -3,14 +3,16 @@
 //! Names carry the session, so that another writer, a copy of this server or this server rolled back in time, never
 //! overwrites: its records stand beside ours, and are seen here. No store's conditional put is relied on.
 
+use std::collections::BTreeSet;
 use std::num::NonZeroUsize;
 use std::path::Path;
 
-use vfs::{Meta, ObjectKey, Volume, VolumeExt};
+use vfs::{Body, Likeness, Meta, ObjectKey, Volume, VolumeExt};
 
 use crate::error::{Error, Result};
 use crate::format::record::{CLAIMS_PREFIX, Claim, EPOCHS_PREFIX, EpochRecord};
 use crate::types::{Epoch, SessionId};
+use crate::upload::put;
 
 /// Longest epoch record that is read.
 pub const RECORD_LEN_MAX: u64 = 64 << 20;
@@ -142,35 +144,96 @@ const ADVICE: &str = "Nothing was written. If the other writer is gone for good,
      on from what it wrote, and keeps what is only here in lost+found; or attach an empty directory or prefix, and both \
      branches stay readable";
 
+/// The refusal of a volume where `key` is not what we wrote.
+pub(super) fn foreign(volume: &dyn Volume, key: &ObjectKey) -> Error {
+    Error::Refused(format!(
+        "{volume} was written by somebody else: {key} is not this backup path's. A copy or an older state of this backup \
+         path is in use elsewhere. {ADVICE}"
+    ))
+}
+
+/// Whether the last record that we archived is seen.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) enum LastRecord {
+    /// It is.
+    Seen,
+    /// It is not, and why nothing is to be written if that lasts. A listing may be late: one look is no verdict.
+    Missing(String),
+}
+
 /// Refuses where records behind the last one we archived are not ours, byte for byte, or where somebody took the
 /// volume over: then another server, or another state of this one, writes to the same place.
-pub fn refuse_fork(root: &Path, volume: &dyn Volume, archived: Epoch) -> Result<()> {
+///
+/// A record of ours that is damaged there says so itself, and is put again.
+pub(super) fn refuse_fork(root: &Path, volume: &dyn Volume, archived: Epoch) -> Result<LastRecord> {
     refuse_taken_over(root, volume)?;
     let there = records_from(volume, "", archived)?;
     let compared = there.len().saturating_sub(COMPARED);
     for (n, record) in there.iter().enumerate() {
         let key = &record.meta.key;
         let path = root.join(key.as_str());
-        let is_ours = if n < compared {
-            std::fs::metadata(&path).is_ok_and(|here| here.len() == record.meta.len)
-        } else {
-            let bytes = volume.get_whole(key, RECORD_LEN_MAX)?;
-            std::fs::read(&path).is_ok_and(|here| here == bytes)
-        };
-        if !is_ours {
-            return Err(Error::Refused(format!(
-                "{volume} was written by somebody else: {key} is not this backup path's. A copy or an older state of \
-                 this backup path is in use elsewhere. {ADVICE}"
-            )));
+        let has_len = |here: std::fs::Metadata| here.len() == record.meta.len;
+        if n < compared && std::fs::metadata(&path).is_ok_and(has_len) {
+            continue;
+        }
+        let bytes = volume.get_whole(key, RECORD_LEN_MAX)?;
+        match std::fs::read(&path) {
+            Ok(here) if here == bytes => {}
+            // Its name is of a session of ours.
+            Ok(here) if put::is_damaged_record(key, &bytes) => {
+                put::put(volume, key, Body::Bytes(&here))?;
+            }
+            _ => return Err(foreign(volume, key)),
         }
     }
-    let has_last = archived == Epoch(0) || there.iter().any(|record| record.epoch == archived);
-    if has_last {
-        return Ok(());
+    let is_seen = archived == Epoch(0)
+        || there.iter().any(|record| record.epoch == archived)
+        || is_there_unlisted(root, volume, archived)?;
+    Ok(if is_seen {
+        LastRecord::Seen
+    } else {
+        LastRecord::Missing(format!(
+            "{volume} no longer has our epoch {archived}, which was archived there. {ADVICE}"
+        ))
+    })
+}
+
+/// Whether our record of `epoch` is there, though no listing shows it yet.
+fn is_there_unlisted(root: &Path, volume: &dyn Volume, epoch: Epoch) -> Result<bool> {
+    for (name, here) in local_records(root, epoch)? {
+        let key = ObjectKey::new(name)?;
+        if volume.holds(&key, Body::Bytes(&here))? == Likeness::Same {
+            return Ok(true);
+        }
     }
-    Err(Error::Refused(format!(
-        "{volume} no longer has our epoch {archived}, which was archived there. {ADVICE}"
-    )))
+    Ok(false)
+}
+
+/// Our records of `epoch`, by name: one, unless a take-over left another beside it.
+fn local_records(root: &Path, epoch: Epoch) -> Result<Vec<(String, Vec<u8>)>> {
+    let dir = root.join(EPOCHS_PREFIX);
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(&dir).map_err(Error::io("list", &dir))? {
+        let name = entry.map_err(Error::io("list", &dir))?.file_name();
+        let name = format!("{EPOCHS_PREFIX}{}", name.to_string_lossy());
+        if EpochRecord::parse_name(&name).is_some_and(|(number, _)| number == epoch) {
+            let path = root.join(&name);
+            let bytes = std::fs::read(&path).map_err(Error::io("read", &path))?;
+            found.push((name, bytes));
+        }
+    }
+    Ok(found)
+}
+
+/// The segments that our record of `epoch` names; none where it cannot be read.
+pub(super) fn segments_of(root: &Path, epoch: Epoch) -> Result<BTreeSet<String>> {
+    let mut segments = BTreeSet::new();
+    for (name, bytes) in local_records(root, epoch)? {
+        if let Ok(record) = EpochRecord::parse(&name, &bytes) {
+            segments.extend(record.segments.into_iter().map(|segment| segment.name));
+        }
+    }
+    Ok(segments)
 }
 
 /// The claims on a volume, oldest first.
@@ -209,7 +272,7 @@ fn refuse_taken_over(root: &Path, volume: &dyn Volume) -> Result<()> {
 mod tests {
     use std::cell::Cell;
 
-    use vfs::{Body, MemoryVolume, Precondition};
+    use vfs::{MemoryVolume, Precondition};
 
     use super::*;
 

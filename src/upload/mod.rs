@@ -9,16 +9,17 @@ mod batch;
 mod epochs;
 pub mod evict;
 pub mod fork;
+mod put;
+mod sweep;
 
 use std::collections::BTreeSet;
-use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime};
 
 use serde::Serialize;
-use vfs::{Body, Circuit, Guarded, ObjectKey, Precondition, Volume};
+use vfs::{Circuit, ErrorClass, Guarded, ObjectKey, Volume};
 
 use crate::clock::Clock;
 use crate::error::{Error, Result};
@@ -26,9 +27,11 @@ use crate::failpoint;
 use crate::format::record::EpochRecord;
 use crate::pack::ledger::Ledger;
 use crate::pack::verify::{Damage, survey};
-use crate::types::{PackId, SessionId};
+use crate::types::{Epoch, PackId, SessionId};
 use crate::upload::batch::{BATCH_LEN, Outcome, Trouble, put_all};
 use crate::upload::evict::{CacheLimits, Pressure};
+use crate::upload::fork::LastRecord;
+use crate::upload::sweep::Sweeps;
 
 pub use epochs::{LocalEpochs, PackGate, WaitingEpoch};
 
@@ -39,6 +42,9 @@ const IDLE_INTERVAL: Duration = Duration::from_secs(1);
 /// First and longest wait after a failure.
 const RETRY_MIN: Duration = Duration::from_millis(500);
 const RETRY_MAX: Duration = Duration::from_secs(30);
+
+/// Looks that do not find our last epoch record before it counts as lost: listings may be late.
+const MISSING_LOOKS: u32 = 3;
 
 /// Losses that are named one by one; a disk that loses more is named by its first ones.
 const LOSSES_MAX: usize = 100;
@@ -88,6 +94,11 @@ struct Target {
     is_ledger_complete: bool,
     /// Nobody else had written to this volume when it was looked at.
     is_examined: bool,
+    /// Looks in a row that did not find our last record.
+    missing_looks: u32,
+    /// Segments that were compared there and have not changed since: a segment never does.
+    known_segments: BTreeSet<String>,
+    sweeps: Sweeps,
     in_flight: usize,
     /// Bytes of the local disk that are wanted back.
     pressure_bytes: u64,
@@ -157,6 +168,9 @@ impl Uploader {
             is_due: false,
             is_ledger_complete: false,
             is_examined: false,
+            missing_looks: 0,
+            known_segments: BTreeSet::new(),
+            sweeps: Sweeps::default(),
             in_flight: IN_FLIGHT,
             pressure_bytes: 0,
         };
@@ -200,6 +214,9 @@ impl Uploader {
         };
         target.external = external;
         target.is_examined = false;
+        target.missing_looks = 0;
+        target.known_segments.clear();
+        target.sweeps.next = None;
         target.asked = true;
         self.shared.woken.notify_all();
     }
@@ -267,6 +284,11 @@ impl Uploader {
     /// This many packs are on their way at the same time, from the next batch on.
     pub fn set_in_flight(&self, count: usize) {
         self.shared.lock().in_flight = count;
+    }
+
+    /// Leftovers of interrupted puts are removed from the external volume when they are so old; none: never.
+    pub fn set_sweep_after(&self, after: Option<Duration>) {
+        self.shared.lock().sweeps.after = after;
     }
 
     /// So many bytes of the local disk are wanted back from packs that were uploaded, before their time.
@@ -440,7 +462,18 @@ impl Shared {
         }
         self.archive(volume)?;
         self.evict(Pressure::Young)?;
-        trouble.map_or(Ok(()), Err)
+        trouble.map_or(Ok(()), Err)?;
+        self.sweep(volume);
+        Ok(())
+    }
+
+    /// When all is sent that there was.
+    fn sweep(&self, volume: &dyn Volume) {
+        let due = self.lock().sweeps.due(Instant::now());
+        if let Some(older_than) = due {
+            let is_done = sweep::sweep(volume, older_than);
+            self.lock().sweeps.ended(is_done, Instant::now());
+        }
     }
 
     /// Before anything is sent after an opening: a clone is to find out now, not when its packs are there.
@@ -448,9 +481,27 @@ impl Shared {
         if self.lock().is_examined {
             return Ok(());
         }
-        fork::refuse_fork(&self.root, volume, self.ledger.archived_epoch())?;
+        self.refuse_fork(volume, self.ledger.archived_epoch())?;
         self.lock().is_examined = true;
         Ok(())
+    }
+
+    /// Refuses the volume where somebody else writes to it, or where our record of `archived` is gone for good.
+    fn refuse_fork(&self, volume: &dyn Volume, archived: Epoch) -> Result<()> {
+        let last = fork::refuse_fork(&self.root, volume, archived)?;
+        let mut target = self.lock();
+        let LastRecord::Missing(reason) = last else {
+            target.missing_looks = 0;
+            return Ok(());
+        };
+        target.missing_looks += 1;
+        if target.missing_looks >= MISSING_LOOKS {
+            return Err(Error::Refused(reason));
+        }
+        drop(target);
+        let message = format!("our epoch {archived} is not seen: it is looked for again");
+        let name = volume.to_string();
+        Err(vfs::Error::new(ErrorClass::Transient, "list", &name, "", message).into())
     }
 
     fn evict(&self, pressure: fn(u64) -> Pressure) -> Result<()> {
@@ -470,24 +521,22 @@ impl Shared {
         })
     }
 
-    /// Puts one pack, unless it is there already. Pack names are never reused, so that an object of the
-    /// same name and length is the same pack, sent before a crash.
+    /// Puts one pack, unless it is there already.
     ///
     /// The very bytes that are sent are checked first. A damaged pack is sent all the same: its whole
     /// records are needed, the damaged ones say so themselves, and the loss is named.
     fn put_pack(&self, volume: &dyn Volume, pack: PackId) -> Result<u32, Trouble> {
-        let name = pack.object_name();
-        let path = self.root.join(&name);
+        let path = self.root.join(pack.object_name());
         let read = std::fs::read(&path).map_err(Error::io("read", &path));
         let bytes = read.map_err(Trouble::Local)?;
         let len = u32::try_from(bytes.len()).map_err(|_| {
             Trouble::Local(Error::corrupt(path.display().to_string(), 0, "over 4 GiB"))
         })?;
-        let survey = survey(pack, &bytes);
-        for damage in &survey.damage {
+        let damage = survey(pack, &bytes).damage;
+        for damage in &damage {
             self.note_damage(&path, damage);
         }
-        put_bytes(volume, name, &bytes).map_err(Trouble::Volume)?;
+        put::put_pack(volume, pack, &bytes, !damage.is_empty()).map_err(Trouble::Volume)?;
         Ok(len)
     }
 
@@ -515,50 +564,28 @@ impl Shared {
             return Ok(());
         };
         let record = &ready.record;
-        for segment in &record.segments {
-            put_file(volume, &segment.name, &self.root.join(&segment.name))?;
+        let mut known = std::mem::take(&mut self.lock().known_segments);
+        if known.is_empty() {
+            known = fork::segments_of(&self.root, self.ledger.archived_epoch())?;
         }
+        put::put_segments(volume, &self.root, record, &known)?;
         look(volume)?;
         failpoint::hit(failpoint::BEFORE_RECORD_PUT);
-        fork::refuse_fork(&self.root, volume, self.ledger.archived_epoch())?;
+        self.refuse_fork(volume, self.ledger.archived_epoch())?;
         let session = SessionId::parse(&record.session)
             .ok_or_else(|| Error::corrupt("an epoch record", 0, "no session"))?;
         let key = ObjectKey::new(EpochRecord::name(record.epoch, session))?;
-        match volume.put(&key, Body::Bytes(&record.encode()), Precondition::IfAbsent) {
-            Ok(_) => {}
-            // From before a crash: `refuse_fork` has compared it with ours.
-            Err(error) if error.is_already_exists() => {}
-            Err(error) => return Err(error.into()),
-        }
+        put::put_record(volume, &key, &record.encode())?;
         look(volume)?;
         failpoint::hit(failpoint::AFTER_RECORD_PUT);
         // Another writer may have looked as we did and put as we did: whoever looks last sees both.
-        fork::refuse_fork(&self.root, volume, record.epoch)?;
+        self.refuse_fork(volume, record.epoch)?;
         self.ledger.archived(record.epoch, self.clock.now_secs())?;
+        let names = record.segments.iter().map(|segment| segment.name.clone());
+        self.lock().known_segments = names.collect();
         self.epochs.archived(record.epoch);
         Ok(())
     }
-}
-
-/// Puts `bytes` under `name`, unless an object of the same length is there.
-fn put_bytes(volume: &dyn Volume, name: String, bytes: &[u8]) -> Result<()> {
-    let key = ObjectKey::new(name)?;
-    let len = bytes.len() as u64;
-    if volume.head(&key)?.is_none_or(|there| there.len != len) {
-        volume.put(&key, Body::Bytes(bytes), Precondition::None)?;
-    }
-    Ok(())
-}
-
-/// Puts a local file under `name`, unless an object of the same length is there. Returns its length.
-fn put_file(volume: &dyn Volume, name: &str, path: &Path) -> Result<u64> {
-    let key = ObjectKey::new(name)?;
-    let file = File::open(path).map_err(Error::io("open", path))?;
-    let len = file.metadata().map_err(Error::io("stat", path))?.len();
-    if volume.head(&key)?.is_none_or(|there| there.len != len) {
-        volume.put(&key, Body::File { file: &file, len }, Precondition::None)?;
-    }
-    Ok(len)
 }
 
 /// Whether this is still our volume. Another one is refused for good, not tried again.

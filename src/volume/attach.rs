@@ -8,7 +8,8 @@
 use std::num::NonZeroUsize;
 
 use serde::{Deserialize, Serialize};
-use vfs::{Body, ObjectKey, Precondition, Volume, VolumeExt};
+use vfs::identity::SENTINEL_LEN_MAX;
+use vfs::{Body, ErrorClass, Likeness, ObjectKey, Precondition, Volume, VolumeExt};
 
 use crate::clock::random;
 use crate::error::{Error, Result};
@@ -95,15 +96,12 @@ fn write_identity(
         ..ours.clone()
     };
     let key = ObjectKey::new(IDENTITY_NAME)?;
-    let put = volume.put(
-        &key,
-        Body::Bytes(&identity.encode()),
-        Precondition::IfAbsent,
-    );
-    match put {
-        Err(error) if !error.is_already_exists() => return Err(error.into()),
+    let body = identity.encode();
+    match volume.put(&key, Body::Bytes(&body), Precondition::IfAbsent) {
+        Ok(_) => make_sure(volume, &key, &body)?,
         // Somebody else was quicker, or our own put was done and its answer lost: what is there decides.
-        _ => {}
+        Err(error) if error.is_already_exists() => {}
+        Err(error) => return Err(error.into()),
     }
     match external_identity(volume)? {
         Some(there) if there.volume == ours.volume && there.store.is_some() => {
@@ -113,6 +111,29 @@ fn write_identity(
             "{volume} was taken by another server just now: use another directory or prefix"
         ))),
     }
+}
+
+/// Makes sure that the sentinel we put is there, or another's, and nothing that nobody could read.
+fn make_sure(volume: &dyn Volume, key: &ObjectKey, body: &[u8]) -> Result<()> {
+    let what = match volume.holds(key, Body::Bytes(body))? {
+        Likeness::Same => return Ok(()),
+        Likeness::Absent => "it is not there",
+        Likeness::Other => {
+            let there = volume.get_whole(key, SENTINEL_LEN_MAX)?;
+            if Identity::parse(IDENTITY_NAME, &there).is_ok() {
+                return Ok(());
+            }
+            // It is what became of ours: nothing else was there. Left, it would keep everybody away. One that only
+            // reads badly at this moment is another's perhaps, and stays.
+            if volume.get_whole(key, SENTINEL_LEN_MAX)? == there {
+                volume.delete(std::slice::from_ref(key))?;
+            }
+            "other bytes are there"
+        }
+    };
+    let message = format!("it was told to be stored, and {what}: test the volume, and try again");
+    let (volume, key) = (volume.to_string(), key.as_str());
+    Err(vfs::Error::new(ErrorClass::Transient, "put", &volume, key, message).into())
 }
 
 fn step_back_for_others(volume: &dyn Volume, (own, ours): (&ObjectKey, &Intent)) -> Result<()> {
@@ -220,8 +241,12 @@ mod tests {
         fn verify_identity(&self) -> vfs::Result<()> {
             self.0.verify_identity()
         }
-        fn sweep_temporary(&self, older_than: std::time::Duration) -> vfs::Result<u64> {
-            self.0.sweep_temporary(older_than)
+        fn sweep_temporary(
+            &self,
+            below: &[&str],
+            older_than: std::time::Duration,
+        ) -> vfs::Result<u64> {
+            self.0.sweep_temporary(below, older_than)
         }
     }
 

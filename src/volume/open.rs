@@ -43,7 +43,7 @@ use crate::volume::indexer::{ArchiveTask, Indexer};
 use crate::volume::lock::PathLock;
 use crate::volume::pacer::Pacer;
 use crate::volume::settings::{Settings, Store};
-use crate::volume::store;
+use crate::volume::store::{self, Kind};
 use crate::volume::tree::Caller;
 use crate::volume::update::Housekeeping;
 use crate::volume::{init, limits, lost, namespace, sweep};
@@ -53,7 +53,7 @@ const BLOCK_CACHE_BYTES: usize = 32 << 20;
 /// Memory for plain blobs.
 const BLOB_CACHE_BYTES: usize = 48 << 20;
 /// Memory for what is written and not yet in a pack.
-const INGEST_BUDGET_BYTES: usize = 48 << 20;
+const INGEST_BUDGET_BYTES: usize = 24 << 20;
 /// Closed epochs that may wait for the archive thread: each may hold as much memory as an open one.
 const CLOSING_MAX: usize = 1;
 
@@ -328,11 +328,17 @@ impl Volume {
     /// Uses the external volume of the settings, for uploads and for reads of what is not here. It is not
     /// looked at: one that is away is no reason not to open, and one that hangs none to wait.
     pub fn connect_store(&self) {
+        self.connect_store_through(|kind| kind);
+    }
+
+    /// The same with one more layer right above the volume itself, below retry and circuit breaker: one that makes it
+    /// fail, to see what comes of it.
+    pub fn connect_store_through(&self, layer: impl FnOnce(Kind) -> Kind) {
         let settings = self.settings();
         self.apply(&settings);
         let archived = (settings.store != Store::Local).then(|| self.ledger.archived_epoch());
         self.archive.waiting().set_target(archived);
-        let (store, refusal) = match store::connect(&self.identity, &settings) {
+        let (store, refusal) = match store::connect_through(&self.identity, &settings, layer) {
             Ok(store) => (store, None),
             Err(error) => (None, Some(error.chain())),
         };

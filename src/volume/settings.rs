@@ -105,6 +105,8 @@ pub struct Settings {
     pub unsent_bytes_max: u64,
     /// Packs on their way to the external volume at the same time, each with its bytes in memory.
     pub uploads_in_flight: u32,
+    /// What an interrupted put left on the external volume is removed when it is this old; 0: never.
+    pub sweep_after_secs: u64,
     /// What fsync waits for.
     pub ack: Ack,
     /// How much of the line to the external volume is used.
@@ -126,6 +128,7 @@ impl Default for Settings {
             reserve_bytes: 256 << 20,
             unsent_bytes_max: 0,
             uploads_in_flight: 4,
+            sweep_after_secs: 24 * 3600,
             ack: Ack::default(),
             limits: LimitSettings::default(),
             remote_timeout_secs: REMOTE_TIMEOUT.as_secs(),

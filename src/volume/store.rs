@@ -179,9 +179,21 @@ pub fn open_spec(spec: &Spec, remote_timeout: Duration) -> Result<Guarded> {
     in_layers(kind, remote_timeout, stop)
 }
 
+/// A volume before its layers are put on.
+pub type Kind = Arc<dyn vfs::Volume>;
+
 /// The external volume of `store`, which must be the copy of `identity` that it names, once it is looked at: that comes
 /// with its first use, so that one that hangs holds up no opening. `None` if there is none.
 pub fn connect(identity: &Identity, settings: &Settings) -> Result<Option<ExternalStore>> {
+    connect_through(identity, settings, |kind| kind)
+}
+
+/// The same with `layer` right above the volume itself.
+pub(super) fn connect_through(
+    identity: &Identity,
+    settings: &Settings,
+    layer: impl FnOnce(Kind) -> Kind,
+) -> Result<Option<ExternalStore>> {
     let (Some(spec), Some(copy)) = (settings.store.spec(), settings.store.copy()) else {
         return Ok(None);
     };
@@ -194,7 +206,7 @@ pub fn connect(identity: &Identity, settings: &Settings) -> Result<Option<Extern
     } else {
         (buckets::open_bound(&spec, sentinel)?, None)
     };
-    let guarded = in_layers(kind, remote_timeout, stop)?;
+    let guarded = in_layers(layer(kind), remote_timeout, stop)?;
     let watch = match (&spec, &dir) {
         (Spec::Dir(path), Some(dir)) => watch(path, dir, &guarded.breaker).map(Arc::new),
         _ => None,

@@ -110,6 +110,9 @@ impl Volume {
         self.uploader.set_limits(limits);
         self.uploader
             .set_in_flight(usize::try_from(settings.uploads_in_flight).unwrap_or(1));
+        let sweep_after = settings.sweep_after_secs;
+        self.uploader
+            .set_sweep_after((sweep_after > 0).then(|| Duration::from_secs(sweep_after)));
         self.packs.read_cache().set_limits(ReadCacheLimits {
             bytes_max: settings.read_cache_bytes,
             // Long before new data is refused.

@@ -55,6 +55,6 @@ pub use memory::MemoryVolume;
 pub use s3::{S3Config, Secret};
 pub use spec::{Resolver, Spec, open, open_bound, open_with};
 pub use volume::{
-    Body, BucketProfile, Capabilities, Meta, MountKind, Page, Precondition, Space, Volume,
-    VolumeExt,
+    Body, BucketProfile, Capabilities, Likeness, Meta, MountKind, Page, Precondition, Space,
+    Volume, VolumeExt,
 };

@@ -228,7 +228,7 @@ impl Volume for MemoryVolume {
         sentinel.map_or(Ok(()), |sentinel| self.judge("identify", &sentinel))
     }
 
-    fn sweep_temporary(&self, _older_than: Duration) -> Result<u64> {
+    fn sweep_temporary(&self, _below: &[&str], _older_than: Duration) -> Result<u64> {
         Ok(0)
     }
 }

@@ -18,7 +18,7 @@ use std::time::Duration;
 use crate::error::ErrorClass;
 use crate::identity::Sentinel;
 use crate::key::ObjectKey;
-use crate::volume::{Body, Meta, Precondition, Volume, VolumeExt};
+use crate::volume::{Body, Likeness, Meta, Precondition, Volume, VolumeExt};
 
 /// A rule: takes an empty volume, panics if the volume breaks it.
 pub type Rule = fn(&dyn Volume);
@@ -74,6 +74,10 @@ pub const RULES: &[(&str, Rule)] = &[
     (
         "a probe leaves nothing behind",
         a_probe_leaves_nothing_behind,
+    ),
+    (
+        "a comparison tells the same from others and from nothing",
+        a_comparison_tells_the_same_from_others_and_from_nothing,
     ),
     ("a sweep takes no object", a_sweep_takes_no_object),
     (
@@ -487,9 +491,21 @@ fn a_probe_leaves_nothing_behind(volume: &dyn Volume) {
     volume.space().unwrap();
 }
 
+fn a_comparison_tells_the_same_from_others_and_from_nothing(volume: &dyn Volume) {
+    let (stored, absent) = (put(volume, "d/k", b"12345").key, key("d/l"));
+    let holds = |key: &ObjectKey, bytes| volume.holds(key, Body::Bytes(bytes)).unwrap();
+    assert_eq!(holds(&stored, b"12345"), Likeness::Same);
+    for other in [&b"12346"[..], b"1234", b"123456", b""] {
+        assert_eq!(holds(&stored, other), Likeness::Other, "{other:?}");
+    }
+    assert_eq!(holds(&absent, b""), Likeness::Absent);
+    assert_eq!(holds(&key("d"), b""), Likeness::Absent, "a directory");
+    assert_eq!(holds(&put(volume, "e", b"").key, b""), Likeness::Same);
+}
+
 fn a_sweep_takes_no_object(volume: &dyn Volume) {
     put(volume, "tmp/tmp-1", b"x");
-    volume.sweep_temporary(Duration::ZERO).unwrap();
+    volume.sweep_temporary(&[""], Duration::ZERO).unwrap();
     assert_eq!(listed(volume, ""), ["tmp/tmp-1"]);
 }
 

@@ -34,6 +34,13 @@ pub trait Volume: fmt::Debug + fmt::Display + Send + Sync + 'static {
     /// object (invariant 6); whatever else happened is an error.
     fn head(&self, key: &ObjectKey) -> Result<Option<Meta>>;
 
+    /// Whether the object at `key` is `body`, by a fresh look and a sum that is taken where the object lies. `None` if
+    /// that cannot be told without reading it: [`VolumeExt::holds`] does then. A kind that has no sums answers so always.
+    fn compare(&self, key: &ObjectKey, body: Body<'_>) -> Result<Option<Likeness>> {
+        let _ = (key, body);
+        Ok(None)
+    }
+
     /// Objects whose key begins with `prefix`, in byte order of their keys, from the first one behind `after`, at most
     /// `limit` of them. All or an error: never a listing with silent gaps (invariant 10). A prefix need not end at a `/`.
     fn list(&self, prefix: &str, after: Option<&ObjectKey>, limit: NonZeroUsize) -> Result<Page>;
@@ -59,13 +66,18 @@ pub trait Volume: fmt::Debug + fmt::Display + Send + Sync + 'static {
 
     /// Removes leftovers of puts that a crash interrupted, if they are older than `older_than` by the volume's own clock;
     /// says how many. What this value is writing is never touched; another process' is protected by the age alone.
-    fn sweep_temporary(&self, older_than: Duration) -> Result<u64>;
+    /// Only those of keys that begin with one of `below`, each of which is empty (everything) or ends in a `/`: what lies
+    /// beside a volume's own keys may be another volume.
+    fn sweep_temporary(&self, below: &[&str], older_than: Duration) -> Result<u64>;
 }
 
 /// What follows from the trait, written once for every kind.
 pub trait VolumeExt: Volume {
     /// The whole object, if it has at most `len_max` bytes; a larger one is a permanent error, and is not read.
     fn get_whole(&self, key: &ObjectKey, len_max: u64) -> Result<Bytes>;
+
+    /// Whether the object at `key` is `body`: by the volume's own sums, else byte for byte, by ranged gets.
+    fn holds(&self, key: &ObjectKey, body: Body<'_>) -> Result<Likeness>;
 
     /// Visits every object whose key begins with `prefix`, in order, page by page; stops at the first error.
     fn for_each<E: From<Error>>(
@@ -104,6 +116,33 @@ impl<V: Volume + ?Sized> VolumeExt for V {
             ));
         }
         self.get(key, 0..meta.len)
+    }
+
+    fn holds(&self, key: &ObjectKey, body: Body<'_>) -> Result<Likeness> {
+        if let Some(likeness) = self.compare(key, body)? {
+            return Ok(likeness);
+        }
+        match self.head(key)? {
+            None => return Ok(Likeness::Absent),
+            Some(meta) if meta.len != body.len() => return Ok(Likeness::Other),
+            Some(_) => {}
+        }
+        let volume = self.to_string();
+        let mut offset = 0;
+        let mut same = true;
+        body.for_each_chunk(("compare", &volume, key), |chunk| {
+            for piece in chunk.chunks(CHUNK_LEN) {
+                let end = offset + piece.len() as u64;
+                same = same && self.get(key, offset..end)? == piece;
+                offset = end;
+            }
+            Ok(())
+        })?;
+        Ok(if same {
+            Likeness::Same
+        } else {
+            Likeness::Other
+        })
     }
 
     fn for_each<E: From<Error>>(
@@ -257,6 +296,17 @@ pub struct Meta {
     pub len: u64,
     /// When it was stored, by the volume's clock, where the volume says so.
     pub modified: Option<SystemTime>,
+}
+
+/// How an object compares with what it should be.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Likeness {
+    /// It has the very bytes.
+    Same,
+    /// It has others, or another number of them.
+    Other,
+    /// There is no such object.
+    Absent,
 }
 
 /// A piece of a listing.

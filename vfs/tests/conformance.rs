@@ -144,5 +144,5 @@ fn a_listing_of_many_pages_is_visited_whole() {
         })
         .unwrap();
     assert_eq!(seen, 2500);
-    assert_eq!(volume.sweep_temporary(Duration::ZERO).unwrap(), 0);
+    assert_eq!(volume.sweep_temporary(&[""], Duration::ZERO).unwrap(), 0);
 }

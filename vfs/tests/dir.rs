@@ -196,19 +196,30 @@ fn leftovers_of_a_crash_are_not_listed_and_are_swept_when_old() {
         fs::write(leftover, "half").unwrap();
     }
     fs::write(root.path().join("items/.hidden"), "not ours").unwrap();
+    // Another volume in a directory of this one.
+    let beside = root.path().join("host-8/items/.tmp-3-0");
+    fs::create_dir_all(beside.parent().unwrap()).unwrap();
+    fs::write(&beside, "half").unwrap();
     assert_eq!(listed(&volume), ["items/00/a"]);
     assert_eq!(
-        volume.sweep_temporary(Duration::from_secs(3600)).unwrap(),
+        volume
+            .sweep_temporary(&[""], Duration::from_secs(3600))
+            .unwrap(),
         0
     );
     let old = fs::File::options().write(true).open(&leftovers[1]).unwrap();
     old.set_modified(std::time::SystemTime::now() - Duration::from_secs(7200))
         .unwrap();
     assert_eq!(
-        volume.sweep_temporary(Duration::from_secs(3600)).unwrap(),
+        volume
+            .sweep_temporary(&[""], Duration::from_secs(3600))
+            .unwrap(),
         1
     );
-    assert_eq!(volume.sweep_temporary(Duration::ZERO).unwrap(), 1);
+    let ours = ["items/", "accounts/"];
+    assert_eq!(volume.sweep_temporary(&ours, Duration::ZERO).unwrap(), 0);
+    assert!(beside.exists());
+    assert_eq!(volume.sweep_temporary(&[""], Duration::ZERO).unwrap(), 2);
     assert!(leftovers.iter().all(|leftover| !leftover.exists()));
     assert!(root.path().join("items/.hidden").exists());
     assert_eq!(listed(&volume), ["items/00/a"]);
@@ -257,7 +268,7 @@ fn a_link_planted_below_the_root_leads_nowhere() {
     assert!(put(&volume, "items/new", b"x").is_err());
     assert!(put(&volume, "items/deep/new", b"x").is_err());
     assert_eq!(listed(&volume), [""; 0]);
-    volume.sweep_temporary(Duration::ZERO).unwrap();
+    volume.sweep_temporary(&[""], Duration::ZERO).unwrap();
     // A put takes the place of a link and does not follow it.
     put(&volume, "file", b"ours").unwrap();
     assert_eq!(

@@ -154,7 +154,7 @@ fn a_large_file_goes_in_parts_and_comes_back_whole() {
     let error = volume.put(&key, body, Precondition::IfAbsent).unwrap_err();
     assert!(error.is_already_exists(), "{error:?}");
     assert_eq!(
-        volume.sweep_temporary(Duration::ZERO).unwrap(),
+        volume.sweep_temporary(&[""], Duration::ZERO).unwrap(),
         0,
         "an upload was left behind"
     );
@@ -211,12 +211,14 @@ fn an_upload_that_could_not_be_aborted_is_found_by_the_sweep() {
     server.wait_for("DELETE", "uploadId");
     let volume = open(config);
     assert_eq!(
-        volume.sweep_temporary(Duration::from_secs(3600)).unwrap(),
+        volume
+            .sweep_temporary(&[""], Duration::from_secs(3600))
+            .unwrap(),
         0,
         "it is not old"
     );
-    assert_eq!(volume.sweep_temporary(Duration::ZERO).unwrap(), 1);
-    assert_eq!(volume.sweep_temporary(Duration::ZERO).unwrap(), 0);
+    assert_eq!(volume.sweep_temporary(&[""], Duration::ZERO).unwrap(), 1);
+    assert_eq!(volume.sweep_temporary(&[""], Duration::ZERO).unwrap(), 0);
     assert_eq!(volume.head(&large).unwrap(), None);
 }
 

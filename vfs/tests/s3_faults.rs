@@ -80,7 +80,10 @@ fn outcomes_of(volume: &S3Volume) -> Vec<(&'static str, Error)> {
             volume.list("", None, 10.try_into().unwrap()).map(drop),
         ),
         ("delete", volume.delete(&keys)),
-        ("sweep", volume.sweep_temporary(Duration::ZERO).map(drop)),
+        (
+            "sweep",
+            volume.sweep_temporary(&[""], Duration::ZERO).map(drop),
+        ),
     ];
     calls
         .into_iter()
@@ -724,7 +727,7 @@ fn a_sweep_takes_old_uploads_of_our_prefix_only() {
         }
     });
     let swept = volume(&server)
-        .sweep_temporary(Duration::from_secs(3 * 86_400))
+        .sweep_temporary(&[""], Duration::from_secs(3 * 86_400))
         .unwrap();
     assert_eq!(swept, 1);
     let deleted: Vec<Request> = server

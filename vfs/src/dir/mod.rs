@@ -8,6 +8,7 @@
 //!
 //! - `anchor`: the root and how names below it are opened;
 //! - `write`: temporary name, write, fsync, rename, fsync of the directory, size check;
+//! - `sum`: what an object is, compared without its bytes going anywhere;
 //! - `walk`: listings and the sweep of leftovers;
 //! - `assess`, `mountinfo`, `within`: what is mounted here and below, and whether it will do; `probe`: what it can do, by
 //!   trying;
@@ -19,6 +20,7 @@ mod anchor;
 mod assess;
 mod mountinfo;
 mod probe;
+pub(crate) mod sum;
 mod walk;
 mod watch;
 mod within;
@@ -44,10 +46,11 @@ use crate::error::{At, ErrorCase, ErrorClass, Result};
 use crate::identity::Sentinel;
 use crate::key::ObjectKey;
 use crate::volume::{
-    Body, Capabilities, Meta, Outgoing, Page, Precondition, Space, Volume, checked_len,
+    Body, Capabilities, Likeness, Meta, Outgoing, Page, Precondition, Space, Volume, checked_len,
 };
 
 use anchor::Anchor;
+use sum::Sum;
 
 pub use assess::{Assessment, FSTAB, Refusal, RefusalCause, assess};
 pub use watch::MountWatch;
@@ -168,6 +171,12 @@ impl DirVolume {
         })
     }
 
+    /// The sum of the object at `key`, if it has `len` bytes.
+    pub(crate) fn sum(&self, key: &ObjectKey, len: u64) -> Result<Sum> {
+        let at = self.at("compare", key.as_str());
+        self.run(at, |anchor| sum::of_object(anchor, at, key, len))
+    }
+
     fn at<'a>(&'a self, op: &'static str, key: &'a str) -> At<'a> {
         At {
             volume: &self.name,
@@ -253,6 +262,12 @@ impl Volume for DirVolume {
         self.run(at, |anchor| head(anchor, at, key))
     }
 
+    fn compare(&self, key: &ObjectKey, body: Body<'_>) -> Result<Option<Likeness>> {
+        let ours = sum::of_body(&self.name, key, body)?;
+        let theirs = self.sum(key, body.len())?;
+        Ok(Some(theirs.compared(ours)))
+    }
+
     fn list(&self, prefix: &str, after: Option<&ObjectKey>, limit: NonZeroUsize) -> Result<Page> {
         let at = self.at("list", prefix);
         self.run(at, |anchor| walk::list(anchor, at, prefix, after, limit))
@@ -295,10 +310,10 @@ impl Volume for DirVolume {
             .with_case(ErrorCase::Remounted))
     }
 
-    fn sweep_temporary(&self, older_than: Duration) -> Result<u64> {
+    fn sweep_temporary(&self, below: &[&str], older_than: Duration) -> Result<u64> {
         let at = self.at("sweep", "");
         self.run(at, |anchor| {
-            walk::sweep(anchor, at, &self.temporary, older_than)
+            walk::sweep(anchor, at, &self.temporary, (below, older_than))
         })
     }
 }

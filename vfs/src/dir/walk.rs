@@ -157,12 +157,12 @@ fn entries(directory: &mut Dir) -> nix::Result<Vec<(String, bool)>> {
     Ok(kept)
 }
 
-/// Removes temporary files older than `older_than`, except those of this value.
+/// Removes temporary files of keys below `below` that are older than `older_than`, except those of this value.
 pub(super) fn sweep(
     anchor: &Anchor,
     at: At<'_>,
     names: &TemporaryNames,
-    older_than: Duration,
+    (below, older_than): (&[&str], Duration),
 ) -> Result<u64> {
     let fail = |errno| at.errno(errno);
     let root = anchor.directory(None).map_err(fail)?;
@@ -192,11 +192,17 @@ pub(super) fn sweep(
         }
         Ok(())
     };
-    sweep_directory(
-        open_directory(anchor.root(), ".").map_err(fail)?,
-        &mut visit,
-    )
-    .map_err(fail)?;
+    for prefix in below {
+        let directory = match prefix.trim_end_matches('/') {
+            "" => ".",
+            directory => directory,
+        };
+        match open_directory(anchor.root(), directory) {
+            Ok(directory) => sweep_directory(directory, &mut visit).map_err(fail)?,
+            Err(Errno::ENOENT) => {}
+            Err(errno) => return Err(fail(errno)),
+        }
+    }
     Ok(removed)
 }
 

@@ -6,6 +6,7 @@ use std::ops::Range;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::dir::sum::Sum;
 use crate::error::Error;
 use crate::identity::SENTINEL_LEN_MAX;
 use crate::key::ObjectKey;
@@ -49,6 +50,11 @@ pub(super) enum Request {
     Head {
         key: ObjectKey,
     },
+    /// What it is, if it has so many bytes.
+    Sum {
+        key: ObjectKey,
+        len: u64,
+    },
     List {
         prefix: String,
         after: Option<ObjectKey>,
@@ -60,6 +66,7 @@ pub(super) enum Request {
     Space,
     Probe,
     Sweep {
+        below: Vec<String>,
         older_than: Duration,
     },
 }
@@ -73,6 +80,7 @@ impl Request {
             Request::Put { .. } => "put",
             Request::Get { .. } => "get",
             Request::Head { .. } => "look up",
+            Request::Sum { .. } => "compare",
             Request::List { .. } => "list",
             Request::Delete { .. } => "delete",
             Request::Space => "measure",
@@ -95,6 +103,7 @@ impl Request {
             Request::Head { key } => {
                 matches!(answer, Answer::Meta(meta) if meta.as_ref().is_none_or(|meta| meta.key == *key))
             }
+            Request::Sum { .. } => matches!(answer, Answer::Sum(_)),
             Request::List { .. } => matches!(answer, Answer::Page(_)),
             Request::Space => matches!(answer, Answer::Space(_)),
             Request::Probe => matches!(answer, Answer::Capabilities(_)),
@@ -175,9 +184,19 @@ impl Request {
             }
             Request::Space => Out::tagged(9).finish(),
             Request::Probe => Out::tagged(10).finish(),
-            Request::Sweep { older_than } => {
+            Request::Sweep { below, older_than } => {
                 let mut out = Out::tagged(11);
+                out.u64(below.len() as u64);
+                for prefix in below {
+                    out.text(prefix);
+                }
                 out.duration(*older_than);
+                out.finish()
+            }
+            Request::Sum { key, len } => {
+                let mut out = Out::tagged(12);
+                out.key(key);
+                out.u64(*len);
                 out.finish()
             }
         }
@@ -219,8 +238,17 @@ impl Request {
             }
             9 => Request::Space,
             10 => Request::Probe,
-            11 => Request::Sweep {
-                older_than: from.duration()?,
+            11 => {
+                let count = from.count(PAGE_LEN_MAX)?;
+                let below = (0..count).map(|_| from.text().map(str::to_owned));
+                Request::Sweep {
+                    below: below.collect::<io::Result<_>>()?,
+                    older_than: from.duration()?,
+                }
+            }
+            12 => Request::Sum {
+                key: from.key()?,
+                len: from.u64()?,
             },
             _ => return Err(malformed("request")),
         };
@@ -250,6 +278,7 @@ pub(super) enum Answer {
     Space(Option<Space>),
     Capabilities(Box<Capabilities>),
     Count(u64),
+    Sum(Sum),
     Failed(Error),
 }
 
@@ -305,6 +334,17 @@ impl Answered {
                 out.u8(10);
                 out.error(error);
             }
+            Answer::Sum(sum) => {
+                out.u8(11);
+                match sum {
+                    Sum::Absent => out.u8(0),
+                    Sum::OtherLen => out.u8(1),
+                    Sum::Crc(crc) => {
+                        out.u8(2);
+                        out.u64(u64::from(*crc));
+                    }
+                }
+            }
         }
         out.finish()
     }
@@ -324,6 +364,12 @@ impl Answered {
             8 => Answer::Capabilities(Box::new(from.capabilities()?)),
             9 => Answer::Count(from.u64()?),
             10 => Answer::Failed(from.error(verb)?),
+            11 => Answer::Sum(match from.u8()? {
+                0 => Sum::Absent,
+                1 => Sum::OtherLen,
+                2 => Sum::Crc(u32::try_from(from.u64()?).map_err(|_| malformed("sum"))?),
+                _ => return Err(malformed("sum")),
+            }),
             _ => return Err(malformed("answer")),
         };
         from.end()?;

@@ -35,11 +35,12 @@ use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
 
+use crate::dir::sum;
 use crate::error::{At, Error, ErrorCase, ErrorClass, Result};
 use crate::identity::Sentinel;
 use crate::key::ObjectKey;
 use crate::layer::retry::StopSignal;
-use crate::volume::{Body, Capabilities, Meta, Page, Precondition, Space, Volume};
+use crate::volume::{Body, Capabilities, Likeness, Meta, Page, Precondition, Space, Volume};
 
 use message::{Answer, Answered, Request};
 use pool::{Lease, Load, NoWorker, Pool};
@@ -385,6 +386,21 @@ impl Volume for IsolatedDir {
         }
     }
 
+    fn compare(&self, key: &ObjectKey, body: Body<'_>) -> Result<Option<Likeness>> {
+        let at = self.at("compare", key.as_str());
+        let len = body.len();
+        let ours = sum::of_body(&self.name, key, body)?;
+        let request = Request::Sum {
+            key: key.clone(),
+            len,
+        };
+        let patience = self.deadlines.for_len(len);
+        match self.run_request(at, (Load::Look, patience), &request)? {
+            Answer::Sum(theirs) => Ok(Some(theirs.compared(ours))),
+            _ => Err(Self::nonsense(at)),
+        }
+    }
+
     /// At most a thousand at once: a longer page would not be within its deadline everywhere.
     fn list(&self, prefix: &str, after: Option<&ObjectKey>, limit: NonZeroUsize) -> Result<Page> {
         let at = self.at("list", prefix);
@@ -448,9 +464,12 @@ impl Volume for IsolatedDir {
         self.look(self.at("identify", ""), deadline)
     }
 
-    fn sweep_temporary(&self, older_than: Duration) -> Result<u64> {
+    fn sweep_temporary(&self, below: &[&str], older_than: Duration) -> Result<u64> {
         let at = self.at("sweep", "");
-        let request = Request::Sweep { older_than };
+        let request = Request::Sweep {
+            below: below.iter().map(|prefix| (*prefix).to_owned()).collect(),
+            older_than,
+        };
         match self.run_request(at, (Load::Look, self.deadlines.for_walk()), &request)? {
             Answer::Count(count) => Ok(count),
             _ => Err(Self::nonsense(at)),

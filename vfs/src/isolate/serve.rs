@@ -148,9 +148,12 @@ fn answer(volume: &mut Option<DirVolume>, request: Request) -> Result<Answer> {
             let found = opened(volume.as_ref(), op)?.probe();
             found.map(|found| Answer::Capabilities(Box::new(found)))
         }
-        Request::Sweep { older_than } => opened(volume.as_ref(), op)?
-            .sweep_temporary(older_than)
-            .map(Answer::Count),
+        Request::Sum { key, len } => opened(volume.as_ref(), op)?.sum(&key, len).map(Answer::Sum),
+        Request::Sweep { below, older_than } => {
+            let below: Vec<&str> = below.iter().map(String::as_str).collect();
+            let swept = opened(volume.as_ref(), op)?.sweep_temporary(&below, older_than);
+            swept.map(Answer::Count)
+        }
         Request::Get { .. } | Request::Put { .. } => Err(Error::new(
             ErrorClass::Permanent,
             op,

@@ -394,9 +394,9 @@ impl<'a> In<'a> {
 }
 
 /// What an error of a directory volume may say it did.
-const VERBS: [&str; 11] = [
-    "put", "get", "look up", "list", "delete", "measure", "probe", "bind", "identify", "sweep",
-    "open",
+const VERBS: [&str; 12] = [
+    "put", "get", "look up", "compare", "list", "delete", "measure", "probe", "bind", "identify",
+    "sweep", "open",
 ];
 
 const CLASSES: [ErrorClass; 4] = [

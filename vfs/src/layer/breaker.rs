@@ -11,8 +11,7 @@
 use std::fmt;
 use std::num::NonZeroUsize;
 use std::ops::Range;
-use std::sync::mpsc;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -23,7 +22,7 @@ use crate::identity::Sentinel;
 use crate::key::ObjectKey;
 use crate::layer::backoff::Backoff;
 use crate::layer::retry::StopSignal;
-use crate::volume::{Body, Capabilities, Meta, Page, Precondition, Space, Volume};
+use crate::volume::{Body, Capabilities, Likeness, Meta, Page, Precondition, Space, Volume};
 
 /// When it opens, and how patiently the volume is looked for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -548,6 +547,10 @@ impl Volume for Breaker {
         self.call(("look up", key.as_str()), |inner| inner.head(key))
     }
 
+    fn compare(&self, key: &ObjectKey, body: Body<'_>) -> Result<Option<Likeness>> {
+        self.call(("compare", key.as_str()), |inner| inner.compare(key, body))
+    }
+
     fn list(&self, prefix: &str, after: Option<&ObjectKey>, limit: NonZeroUsize) -> Result<Page> {
         self.call(("list", prefix), |inner| inner.list(prefix, after, limit))
     }
@@ -557,11 +560,11 @@ impl Volume for Breaker {
     }
 
     fn space(&self) -> Result<Option<Space>> {
-        self.call(("measure", ""), super::super::volume::Volume::space)
+        self.call(("measure", ""), Volume::space)
     }
 
     fn probe(&self) -> Result<Capabilities> {
-        self.call(("probe", ""), super::super::volume::Volume::probe)
+        self.call(("probe", ""), Volume::probe)
     }
 
     fn bind(&self, sentinel: Sentinel) -> Result<()> {
@@ -569,10 +572,7 @@ impl Volume for Breaker {
     }
 
     fn verify_identity(&self) -> Result<()> {
-        self.call(
-            ("identify", ""),
-            super::super::volume::Volume::verify_identity,
-        )?;
+        self.call(("identify", ""), Volume::verify_identity)?;
         if !std::mem::take(&mut self.shared.state().remounted) {
             return Ok(());
         }
@@ -587,8 +587,10 @@ impl Volume for Breaker {
             .with_case(ErrorCase::Remounted))
     }
 
-    fn sweep_temporary(&self, older_than: Duration) -> Result<u64> {
-        self.call(("sweep", ""), |inner| inner.sweep_temporary(older_than))
+    fn sweep_temporary(&self, below: &[&str], older_than: Duration) -> Result<u64> {
+        self.call(("sweep", ""), |inner| {
+            inner.sweep_temporary(below, older_than)
+        })
     }
 }
 

@@ -17,7 +17,7 @@ use nix::errno::Errno;
 use crate::error::{At, ErrorCase, ErrorClass, Result};
 use crate::identity::Sentinel;
 use crate::key::ObjectKey;
-use crate::volume::{Body, Capabilities, Meta, Page, Precondition, Space, Volume};
+use crate::volume::{Body, Capabilities, Likeness, Meta, Page, Precondition, Space, Volume};
 
 /// An operation of [`Volume`].
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -28,6 +28,8 @@ pub enum Op {
     Get,
     /// `head`
     Head,
+    /// `compare`
+    Compare,
     /// `list`
     List,
     /// `delete`
@@ -50,6 +52,7 @@ impl Op {
             Op::Put => "put",
             Op::Get => "get",
             Op::Head => "look up",
+            Op::Compare => "compare",
             Op::List => "list",
             Op::Delete => "delete",
             Op::Space => "measure",
@@ -83,11 +86,12 @@ pub enum Fault {
     Delay(Duration),
     /// A get fails with `ShortRead`, as after a connection that broke. Other operations are done.
     ShortRead,
-    /// A get gives `Ok` with only the first half of the bytes. Other operations are done.
+    /// A get gives `Ok` with only the first half of the bytes, a put stores only those, a list tells of the first half of
+    /// its objects and that there are no more. Other operations are done.
     Truncate,
-    /// A get gives `Ok` with its middle byte changed. Other operations are done.
+    /// A get gives `Ok` with its middle byte changed, a put stores it so. Other operations are done.
     WrongBytes,
-    /// A put or delete gives `Ok` and does nothing. Other operations are done.
+    /// A put or delete gives `Ok` and does nothing, a list shows nothing. Other operations are done.
     Lie,
 }
 
@@ -101,9 +105,21 @@ struct Switches {
     changed: Condvar,
 }
 
+/// A fault for one part of the keys.
+#[derive(Debug)]
+struct Aimed {
+    op: Op,
+    prefix: String,
+    left: usize,
+    fault: Fault,
+}
+
 #[derive(Debug, Default)]
 struct State {
     script: HashMap<Op, VecDeque<Option<Fault>>>,
+    aimed: Vec<Aimed>,
+    /// Faults that were used up.
+    given: u64,
     calls: HashMap<Op, u64>,
     down: bool,
     hanging: usize,
@@ -125,6 +141,22 @@ impl FaultControls {
             .extend(std::iter::repeat_n(Some(fault), count));
     }
 
+    /// The next `count` calls of `op` on keys that begin with `prefix` go wrong like this, whatever else is scripted. The
+    /// key of a list is its prefix, that of a delete its first.
+    pub fn inject_below(&self, op: Op, prefix: &str, count: usize, fault: Fault) {
+        self.state().aimed.push(Aimed {
+            op,
+            prefix: prefix.to_owned(),
+            left: count,
+            fault,
+        });
+    }
+
+    /// How many faults went off so far.
+    pub fn given(&self) -> u64 {
+        self.state().given
+    }
+
     /// The next `count` calls of `op`, behind those already scripted, go well.
     pub fn pass(&self, op: Op, count: usize) {
         self.state()
@@ -136,7 +168,9 @@ impl FaultControls {
 
     /// Forgets what is scripted and not used up.
     pub fn clear(&self) {
-        self.state().script.clear();
+        let mut state = self.state();
+        state.script.clear();
+        state.aimed.clear();
     }
 
     /// Every call is unreachable from here on; scripted faults wait.
@@ -179,17 +213,23 @@ impl FaultControls {
     }
 
     /// Counts the call; its fault, if one is due. `Err` while the volume is down.
-    fn enter(&self, op: Op) -> std::result::Result<Option<Fault>, ()> {
+    fn enter(&self, op: Op, key: &str) -> std::result::Result<Option<Fault>, ()> {
         let mut state = self.state();
         *state.calls.entry(op).or_default() += 1;
         if state.down {
             return Err(());
         }
-        Ok(state
-            .script
-            .get_mut(&op)
-            .and_then(VecDeque::pop_front)
-            .flatten())
+        let is_meant =
+            |aimed: &&mut Aimed| aimed.op == op && aimed.left > 0 && key.starts_with(&aimed.prefix);
+        let fault = if let Some(aimed) = state.aimed.iter_mut().find(is_meant) {
+            aimed.left -= 1;
+            Some(aimed.fault)
+        } else {
+            let script = state.script.get_mut(&op);
+            script.and_then(VecDeque::pop_front).flatten()
+        };
+        state.given += u64::from(fault.is_some());
+        Ok(fault)
     }
 
     fn hang(&self, limit: Option<Duration>) {
@@ -248,7 +288,7 @@ impl Faulty {
             key,
         };
         let injected = "a fault was injected";
-        let Ok(fault) = self.controls.enter(op) else {
+        let Ok(fault) = self.controls.enter(op, key) else {
             return Err(at.error(
                 ErrorClass::Unreachable,
                 "the volume is down, as it was told",
@@ -291,6 +331,19 @@ impl Volume for Faulty {
                 len: body.len(),
                 modified: None,
             }),
+            Some(fault @ (Fault::Truncate | Fault::WrongBytes)) => {
+                let mut bytes = Vec::new();
+                body.for_each_chunk(("put", &self.name, key), |chunk| {
+                    bytes.extend_from_slice(chunk);
+                    Ok(())
+                })?;
+                let middle = bytes.len() / 2;
+                match bytes.get_mut(middle) {
+                    Some(byte) if fault == Fault::WrongBytes => *byte ^= 0x10,
+                    _ => bytes.truncate(middle),
+                }
+                self.inner.put(key, Body::Bytes(&bytes), precondition)
+            }
             _ => self.inner.put(key, body, precondition),
         })
     }
@@ -330,12 +383,27 @@ impl Volume for Faulty {
         self.call(Op::Head, key.as_str(), |_| self.inner.head(key))
     }
 
+    fn compare(&self, key: &ObjectKey, body: Body<'_>) -> Result<Option<Likeness>> {
+        self.call(Op::Compare, key.as_str(), |_| self.inner.compare(key, body))
+    }
+
     fn list(&self, prefix: &str, after: Option<&ObjectKey>, limit: NonZeroUsize) -> Result<Page> {
-        self.call(Op::List, prefix, |_| self.inner.list(prefix, after, limit))
+        self.call(Op::List, prefix, |fault| {
+            let mut page = self.inner.list(prefix, after, limit)?;
+            let shown = match fault {
+                Some(Fault::Truncate) => page.objects.len() / 2,
+                Some(Fault::Lie) => 0,
+                _ => return Ok(page),
+            };
+            page.objects.truncate(shown);
+            page.more = false;
+            Ok(page)
+        })
     }
 
     fn delete(&self, keys: &[ObjectKey]) -> Result<()> {
-        self.call(Op::Delete, "", |fault| match fault {
+        let first = keys.first().map_or("", ObjectKey::as_str);
+        self.call(Op::Delete, first, |fault| match fault {
             Some(Fault::Lie) => Ok(()),
             _ => self.inner.delete(keys),
         })
@@ -357,9 +425,9 @@ impl Volume for Faulty {
         self.call(Op::VerifyIdentity, "", |_| self.inner.verify_identity())
     }
 
-    fn sweep_temporary(&self, older_than: Duration) -> Result<u64> {
+    fn sweep_temporary(&self, below: &[&str], older_than: Duration) -> Result<u64> {
         self.call(Op::SweepTemporary, "", |_| {
-            self.inner.sweep_temporary(older_than)
+            self.inner.sweep_temporary(below, older_than)
         })
     }
 }

@@ -20,7 +20,7 @@ use crate::error::{At, ErrorClass, Result};
 use crate::identity::Sentinel;
 use crate::key::ObjectKey;
 use crate::layer::timetable::{LimitPlan, Limits};
-use crate::volume::{Body, Capabilities, Meta, Page, Precondition, Space, Volume};
+use crate::volume::{Body, Capabilities, Likeness, Meta, Page, Precondition, Space, Volume};
 
 /// The timetable is looked at again after this, by those who wait.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
@@ -295,6 +295,12 @@ impl Volume for Limited {
         self.inner.head(key)
     }
 
+    /// Only a sum comes over the line: what has to be read is read by gets, which are paid for.
+    fn compare(&self, key: &ObjectKey, body: Body<'_>) -> Result<Option<Likeness>> {
+        self.pay_request("compare", key.as_str())?;
+        self.inner.compare(key, body)
+    }
+
     fn list(&self, prefix: &str, after: Option<&ObjectKey>, limit: NonZeroUsize) -> Result<Page> {
         self.pay_request("list", prefix)?;
         self.inner.list(prefix, after, limit)
@@ -329,9 +335,9 @@ impl Volume for Limited {
         self.inner.verify_identity()
     }
 
-    fn sweep_temporary(&self, older_than: Duration) -> Result<u64> {
+    fn sweep_temporary(&self, below: &[&str], older_than: Duration) -> Result<u64> {
         self.pay_request("sweep", "")?;
-        self.inner.sweep_temporary(older_than)
+        self.inner.sweep_temporary(below, older_than)
     }
 }
 

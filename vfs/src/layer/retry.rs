@@ -16,7 +16,9 @@ use crate::error::Result;
 use crate::identity::Sentinel;
 use crate::key::ObjectKey;
 use crate::layer::backoff::Backoff;
-use crate::volume::{Body, Capabilities, Meta, Page, Precondition, Space, Volume};
+use crate::volume::{
+    Body, Capabilities, Likeness, Meta, Page, Precondition, Space, Volume, VolumeExt,
+};
 
 /// How often and how patiently.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -119,9 +121,6 @@ pub struct Retry {
     backoff: Backoff,
 }
 
-/// Bytes compared at once when a put has to find out whether it had succeeded.
-const COMPARE_LEN: usize = 1 << 20;
-
 impl Retry {
     /// Retries over `inner` until `stop` is raised.
     pub fn new(inner: Arc<dyn Volume>, policy: RetryPolicy, stop: StopSignal) -> Retry {
@@ -153,26 +152,13 @@ impl Retry {
         }
     }
 
-    /// Whether the object at `key` is `body`, byte for byte.
-    fn holds(&self, key: &ObjectKey, body: Body<'_>) -> Result<Option<Meta>> {
-        let Some(meta) = self.head(key)? else {
-            return Ok(None);
-        };
-        if meta.len != body.len() {
-            return Ok(None);
+    /// What is known of the object at `key`, if it is `body`.
+    fn won(&self, key: &ObjectKey, body: Body<'_>) -> Result<Option<Meta>> {
+        if self.holds(key, body)? == Likeness::Same {
+            self.head(key)
+        } else {
+            Ok(None)
         }
-        let volume = self.inner.to_string();
-        let mut offset = 0;
-        let mut same = true;
-        body.for_each_chunk(("put", &volume, key), |chunk| {
-            for piece in chunk.chunks(COMPARE_LEN) {
-                let end = offset + piece.len() as u64;
-                same = same && self.get(key, offset..end)? == piece;
-                offset = end;
-            }
-            Ok(())
-        })?;
-        Ok(same.then_some(meta))
     }
 }
 
@@ -189,7 +175,7 @@ impl Volume for Retry {
     fn put(&self, key: &ObjectKey, body: Body<'_>, precondition: Precondition) -> Result<Meta> {
         self.repeat(|attempt| match self.inner.put(key, body, precondition) {
             Err(error) if attempt > 1 && error.is_already_exists() => {
-                self.holds(key, body)?.ok_or(error)
+                self.won(key, body)?.ok_or(error)
             }
             other => other,
         })
@@ -201,6 +187,10 @@ impl Volume for Retry {
 
     fn head(&self, key: &ObjectKey) -> Result<Option<Meta>> {
         self.repeat(|_| self.inner.head(key))
+    }
+
+    fn compare(&self, key: &ObjectKey, body: Body<'_>) -> Result<Option<Likeness>> {
+        self.repeat(|_| self.inner.compare(key, body))
     }
 
     fn list(&self, prefix: &str, after: Option<&ObjectKey>, limit: NonZeroUsize) -> Result<Page> {
@@ -227,8 +217,8 @@ impl Volume for Retry {
         self.inner.verify_identity()
     }
 
-    fn sweep_temporary(&self, older_than: Duration) -> Result<u64> {
-        self.repeat(|_| self.inner.sweep_temporary(older_than))
+    fn sweep_temporary(&self, below: &[&str], older_than: Duration) -> Result<u64> {
+        self.repeat(|_| self.inner.sweep_temporary(below, older_than))
     }
 }
 

@@ -58,7 +58,12 @@ fn requests() -> Vec<Request> {
         Request::Space,
         Request::Probe,
         Request::Sweep {
+            below: vec!["items/".into(), String::new()],
             older_than: Duration::new(3, 999_999_999),
+        },
+        Request::Sum {
+            key: key("items/ab/x.pack"),
+            len: 1 << 40,
         },
     ]
 }
@@ -114,6 +119,9 @@ fn answers() -> Vec<Answer> {
         Answer::Space(None),
         Answer::Capabilities(Box::new(found)),
         Answer::Count(4),
+        Answer::Sum(Sum::Absent),
+        Answer::Sum(Sum::OtherLen),
+        Answer::Sum(Sum::Crc(u32::MAX)),
         Answer::Failed(error),
     ]
 }

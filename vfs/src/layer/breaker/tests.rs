@@ -178,8 +178,8 @@ fn invariant_7_that_it_was_mounted_anew_is_told_to_whoever_looks_next() {
         fn bind(&self, sentinel: Sentinel) -> Result<()> {
             self.0.bind(sentinel)
         }
-        fn sweep_temporary(&self, older_than: Duration) -> Result<u64> {
-            self.0.sweep_temporary(older_than)
+        fn sweep_temporary(&self, below: &[&str], older_than: Duration) -> Result<u64> {
+            self.0.sweep_temporary(below, older_than)
         }
     }
     let inner = Arc::new(Remounting(MemoryVolume::new(), Mutex::new(true)));

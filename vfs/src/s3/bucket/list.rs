@@ -161,16 +161,20 @@ async fn delete_batch(
     Ok(worst.map_or(Ok(()), Err))
 }
 
-/// Aborts uploads below our prefix that were begun longer ago than `older_than`, by the server's clock, and that this
-/// value is not writing.
-pub(super) async fn sweep(volume: &S3Volume, older_than: Duration) -> Result<u64, Fail> {
+/// Aborts uploads of keys below `prefix` that were begun longer ago than `older_than`, by the server's clock, and that
+/// this value is not writing.
+pub(super) async fn sweep(
+    volume: &S3Volume,
+    prefix: &str,
+    older_than: Duration,
+) -> Result<u64, Fail> {
     let mut swept = 0;
     let mut marker: Option<(String, String)> = None;
     loop {
         let mut call = Call::new(Method::GET, None)
             .query("uploads", "")
             .query("encoding-type", "url")
-            .query("prefix", volume.full(""))
+            .query("prefix", volume.full(prefix))
             .query("max-uploads", BATCH_MAX.to_string());
         if let Some((key, id)) = &marker {
             call = call
@@ -192,7 +196,11 @@ pub(super) async fn sweep(volume: &S3Volume, older_than: Duration) -> Result<u64
             let began = clock::document_date(&upload.initiated);
             // A header's time has no fractions: what was just begun lies before it.
             let age = began.map(|began| Duration::try_from(now - began).unwrap_or_default());
-            let name = xml::decode(&upload.key).filter(|name| volume.stripped(name).is_some());
+            let is_meant = |name: &str| {
+                let key = volume.stripped(name);
+                key.is_some_and(|key| key.starts_with(prefix))
+            };
+            let name = xml::decode(&upload.key).filter(|name| is_meant(name));
             let ours = volume.state().uploads.contains(&upload.id);
             if let (Some(name), Some(age), false) = (name, age, ours)
                 && age >= older_than

@@ -9,7 +9,7 @@
 //!
 //! - `runtime`, `endpoint`, `sign`, `client`: threads, the way, the signature, one request and its answer;
 //! - `answer`, `xml`, `clock`: what an answer means; `credentials`: which keys;
-//! - `read`: get and look up; `put`, `multipart`: one request, or parts; `list`: listings, deletion, sweep; `probe`.
+//! - `read`: get and look up; `compare`: by the ETag; `put`, `multipart`: one request, or parts; `list`: listings, deletion, sweep; `probe`.
 //!
 //! Locks: `state` is held across no request; `conditional` is, on purpose (see [`S3Volume::keeps_conditions`]).
 
@@ -17,6 +17,7 @@ mod answer;
 mod body;
 mod client;
 mod clock;
+mod compare;
 mod credentials;
 mod endpoint;
 mod list;
@@ -44,7 +45,7 @@ use crate::error::{At, Error, ErrorClass, Result};
 use crate::identity::{SENTINEL_LEN_MAX, Sentinel};
 use crate::key::ObjectKey;
 use crate::s3::config::{ConditionalPut, S3Config};
-use crate::volume::{Body, Capabilities, Meta, Page, Precondition, Space, Volume};
+use crate::volume::{Body, Capabilities, Likeness, Meta, Page, Precondition, Space, Volume};
 
 use answer::Fail;
 use client::Client;
@@ -64,6 +65,8 @@ pub struct S3Volume {
     conditional: Mutex<Option<bool>>,
     /// The ETag of what is put in one request turned out not to be the MD5 of its bytes.
     etag_is_opaque: AtomicBool,
+    /// The ETag of what was put turned out to be the MD5: from then on another ETag means other bytes.
+    etag_is_sum: AtomicBool,
     /// The server refused to delete several objects with one request.
     single_deletes: AtomicBool,
     names: ProbeNames,
@@ -119,6 +122,7 @@ impl S3Volume {
             state: Mutex::default(),
             conditional: Mutex::new(conditional),
             etag_is_opaque: AtomicBool::new(false),
+            etag_is_sum: AtomicBool::new(false),
             single_deletes: AtomicBool::new(false),
             names: ProbeNames {
                 random,
@@ -258,6 +262,11 @@ impl Volume for S3Volume {
         self.run(self.at("look up", key.as_str()), read::head(self, key))
     }
 
+    fn compare(&self, key: &ObjectKey, body: Body<'_>) -> Result<Option<Likeness>> {
+        let at = self.at("compare", key.as_str());
+        self.run(at, compare::compare(self, at, key, body))
+    }
+
     fn list(&self, prefix: &str, after: Option<&ObjectKey>, limit: NonZeroUsize) -> Result<Page> {
         self.run(
             self.at("list", prefix),
@@ -294,9 +303,15 @@ impl Volume for S3Volume {
         })
     }
 
-    /// Aborts uploads in parts that nobody finished; with an empty prefix those of the whole bucket. Whole objects are
-    /// never half there, so nothing else is left behind.
-    fn sweep_temporary(&self, older_than: Duration) -> Result<u64> {
-        self.run(self.at("sweep", ""), list::sweep(self, older_than))
+    /// Aborts uploads in parts that nobody finished. Whole objects are never half there, so nothing else is left behind.
+    fn sweep_temporary(&self, below: &[&str], older_than: Duration) -> Result<u64> {
+        let mut swept = 0;
+        for prefix in below {
+            swept += self.run(
+                self.at("sweep", prefix),
+                list::sweep(self, prefix, older_than),
+            )?;
+        }
+        Ok(swept)
     }
 }

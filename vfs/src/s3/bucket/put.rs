@@ -165,8 +165,7 @@ impl Stored {
         let (status, headers) = (reply.status(), reply.headers().clone());
         let etag = reply.etag().map(str::to_owned);
         let header = |name: &str| headers.get(name)?.to_str().ok();
-        let encrypted = header("x-amz-server-side-encryption").is_some_and(|kind| kind != "AES256")
-            || headers.contains_key("x-amz-server-side-encryption-customer-algorithm");
+        let encrypted = read::is_encrypted(&headers);
         let date = header("date").map(str::to_owned);
         let bytes = reply.document().await?;
         if let Some(refusal) = Refusal::in_success(status, &headers, &bytes) {
@@ -184,6 +183,7 @@ impl Stored {
     /// something else, and by reading everything back where that is not known yet.
     async fn verify(&self, volume: &S3Volume, key: &ObjectKey, sent: &Payload) -> Result<(), Fail> {
         if self.etag.eq_ignore_ascii_case(&sent.md5_hex()) {
+            volume.etag_is_sum.store(true, Ordering::Relaxed);
             return Ok(());
         }
         let is_sum = self.etag.len() == 32 && self.etag.bytes().all(|b| b.is_ascii_hexdigit());

@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use bytes::{Bytes, BytesMut};
 use reqwest::Method;
+use reqwest::header::HeaderMap;
 
 use crate::error::ErrorClass;
 use crate::key::ObjectKey;
@@ -17,15 +18,29 @@ use super::clock;
 /// Beyond every object there can be (5 TiB), and within what every server can count.
 const RANGE_END_MAX: u64 = 1 << 52;
 
+/// An object as a look finds it.
+#[derive(Debug)]
+pub(super) struct Seen {
+    pub(super) meta: Meta,
+    pub(super) etag: String,
+    /// The server encrypts with a key of its own, and its ETags say nothing about the bytes.
+    pub(super) encrypted: bool,
+}
+
 /// What is known of `key`; none only if S3 itself says so.
+pub(super) async fn head(volume: &S3Volume, key: &ObjectKey) -> Result<Option<Meta>, Fail> {
+    Ok(see(volume, key).await?.map(|seen| seen.meta))
+}
+
+/// The same with the ETag.
 ///
 /// A refused HEAD has no body, and so no word of S3 in it: any proxy's "404" looks the same. What was refused is asked
 /// once more by a GET, whose refusal says who speaks (invariant 6).
-pub(super) async fn head(volume: &S3Volume, key: &ObjectKey) -> Result<Option<Meta>, Fail> {
+pub(super) async fn see(volume: &S3Volume, key: &ObjectKey) -> Result<Option<Seen>, Fail> {
     let full = volume.full(key.as_str());
     let call = Call::new(Method::HEAD, Some(full.clone()));
     match volume.client.send(&call).await {
-        Ok(reply) => meta(key, &reply).map(Some),
+        Ok(reply) => seen(key, &reply).map(Some),
         Err(Fail::Refused(refusal)) if refusal.status < 500 => {
             let call = Call::new(Method::GET, Some(full)).header("range", "bytes=0-0");
             match volume.client.send(&call).await {
@@ -44,18 +59,30 @@ pub(super) async fn head(volume: &S3Volume, key: &ObjectKey) -> Result<Option<Me
     }
 }
 
-fn meta(key: &ObjectKey, reply: &Reply) -> Result<Meta, Fail> {
-    let (Some(_), Some(len)) = (reply.etag(), reply.content_length()) else {
+fn seen(key: &ObjectKey, reply: &Reply) -> Result<Seen, Fail> {
+    let (Some(etag), Some(len)) = (reply.etag(), reply.content_length()) else {
         return Err(Fail::foreign("an object without ETag or length"));
     };
-    Ok(Meta {
-        key: key.clone(),
-        len,
-        modified: reply
-            .header("last-modified")
-            .and_then(clock::http_date)
-            .and_then(clock::system_time),
+    let modified = reply
+        .header("last-modified")
+        .and_then(clock::http_date)
+        .and_then(clock::system_time);
+    Ok(Seen {
+        meta: Meta {
+            key: key.clone(),
+            len,
+            modified,
+        },
+        etag: etag.to_owned(),
+        encrypted: is_encrypted(reply.headers()),
     })
+}
+
+/// Whether ETags are of what the server made of the bytes.
+pub(super) fn is_encrypted(headers: &HeaderMap) -> bool {
+    let kind = headers.get("x-amz-server-side-encryption");
+    kind.is_some_and(|kind| kind != "AES256")
+        || headers.contains_key("x-amz-server-side-encryption-customer-algorithm")
 }
 
 /// Exactly the bytes of `range`.
