@@ -2,7 +2,7 @@
 //!
 //! In reading order: `failure` (how anything ends that was not well), `protocol` (what is said through the
 //! socket), `operations` (what is asked of an open volume, with a daemon or without), `ops` and `scanning` (what takes long), `watch` (sources whose changes are scanned as they come), `opening`, `control` and `client`
-//! (the two ends of the socket), `serve` (from ready to gone), `door` (changes that do not come through the mount), `signals`, `arenas`, `background`, `log`, `mounts`, `follow` (the newest of an external volume) and `moment` (the past, without the lock).
+//! (the two ends of the socket), `serve` (from ready to gone), `door` (changes that do not come through the mount), `signals`, `arenas`, `background`, `log`, `mounts` and `follow` (the newest of an external volume).
 //! What was typed and how it is shown may not enter: that is `cli/`.
 
 pub mod arenas;
