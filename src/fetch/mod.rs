@@ -39,9 +39,9 @@ pub use waiting::WAITING_MAX;
 
 /// Threads that wait for the external volume.
 const FETCH_THREADS: usize = 4;
-/// Threads that fetch before somebody waits: so many ranges are on their way at the same time. One less than a directory
-/// volume has workers, so that a read that somebody waits for need not queue behind them.
-const AHEAD_THREADS: usize = 3;
+/// Threads that fetch before somebody waits: so many ranges are on their way at the same time, where the volume makes as
+/// many operations (see `external`). Each answer of a bucket begins late, some 10 to 50 ms: six hide that.
+const AHEAD_THREADS: usize = 6;
 /// Ranges that may wait for them, of at most two windows; more are asked for again by the reads that need them.
 const AHEAD_LEN_MAX: usize = 32;
 
