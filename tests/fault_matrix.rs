@@ -29,6 +29,7 @@ use tidefs::types::Ino;
 use tidefs::upload::UploadState;
 use tidefs::volume::attach::attach;
 use tidefs::volume::settings::Settings;
+use tidefs::volume::tree::Tree;
 use tidefs::volume::update::SettingsChange;
 use tidefs::volume::{Durability, Volume, external, init};
 use vfs::{
@@ -233,6 +234,13 @@ impl World {
                 // The engine's own answers come while the fault lasts, however long that is.
                 self.write_until_it_went_wrong(wanted);
                 self.assert_nothing_is_sent_that_is_not_there();
+                if !matches!(fault, Fault::WrongBytes | Fault::Truncated) {
+                    self.assert_consistent();
+                }
+                if (op, below, fault) == (Op::List, RECORDS, Fault::Lie) {
+                    // A listing that shows nothing is no reason to stop, however long that lasts.
+                    self.drain();
+                }
                 self.far.clear();
             }
             Story::Read => self.read(wanted),
@@ -392,9 +400,10 @@ impl World {
 
     /// Invariants 2 and 9: what the ledger says is sent has the bytes of the pack here.
     fn assert_nothing_is_sent_that_is_not_there(&self) {
-        let there = self.far.objects();
         let external = tidefs::types::Uuid::parse(&self.copy).unwrap();
         let known = peek(&self.place.path().join("journal"), external).unwrap();
+        // Behind it: more may have been sent since.
+        let there = self.far.objects();
         for (pack, entry) in known.packs {
             if !matches!(entry.state, PackState::Uploaded { .. }) {
                 continue;
@@ -412,6 +421,22 @@ impl World {
             "epoch {} counts as archived and has no record",
             known.archived
         );
+    }
+
+    /// Invariant 2: at this very moment the external volume is whole as of its newest record. Not where it was just told
+    /// to keep something else than it is given.
+    fn assert_consistent(&self) {
+        let tree = external::open_external(self.far.clean()).and_then(|away| away.tree(None));
+        let tree = tree.unwrap_or_else(|error| panic!("it is not whole: {}", error.chain()));
+        for entry in tree.readdir(Ino::ROOT, None, 1000).unwrap() {
+            let name = String::from_utf8(entry.name.to_vec()).unwrap();
+            let there = content(&*tree, &name);
+            let is_right = there.is_ok_and(|bytes| bytes == self.written[&name]);
+            assert!(
+                is_right,
+                "{name} is in the newest record there, and cannot be read"
+            );
+        }
     }
 
     fn assert_whole(&self, before: &Objects) {

@@ -15,7 +15,7 @@ use crate::scan::dirty;
 use crate::scan::guard::{self, Going};
 use crate::scan::look::{look, xattrs};
 use crate::scan::report::{AccountReport, Counts, bump};
-use crate::scan::run::{Scan, Scope, Task};
+use crate::scan::run::{Dirty, Scan, Scope, Task};
 use crate::types::{Ino, escape};
 use crate::volume::account::{AccountRecord, Fed};
 use crate::volume::fed::AccountEntry;
@@ -88,10 +88,17 @@ pub fn all(scan: &Scan<'_>, root: &Arc<OwnedFd>) -> Result<()> {
         let path = crate::types::unescape(&known.fed.path).unwrap_or_default();
         errors.iter().any(|(error, _)| path.starts_with(error))
     };
-    gone.retain(|known| !is_below_error(known) && is_asked(scan, known.entry.name.as_deref()));
+    let may_go = |known: &Known| {
+        matches!(scan.ask.scope, Scope::DirtyAccounts(_))
+            || is_asked(scan, known.entry.name.as_deref())
+    };
+    gone.retain(|known| !is_below_error(known) && may_go(known));
     check_scope(scan, &matches, &gone)?;
-    let is_meant =
-        |one: &Match| is_asked(scan, Some(&one.found.name)) || is_dirty(scan, &one.found.path);
+    let is_meant = |one: &Match| {
+        is_asked(scan, Some(&one.found.name))
+            || is_dirty(scan, &one.found.path)
+            || is_another(scan, one)
+    };
     run(scan, matches.into_iter().filter(is_meant).collect())?;
     for known in gone {
         if known.is_disabled() {
@@ -107,15 +114,23 @@ fn is_asked(scan: &Scan<'_>, name: Option<&[u8]>) -> bool {
     match &scan.ask.scope {
         Scope::All => true,
         Scope::Accounts(names) => name.is_some_and(|name| names.contains(name)),
-        Scope::Dirty(_) => false,
+        Scope::Dirty(_) | Scope::DirtyAccounts(_) => false,
     }
 }
 
 fn is_dirty(scan: &Scan<'_>, path: &[u8]) -> bool {
-    match &scan.ask.scope {
-        Scope::Dirty(dirty) => dirty.iter().any(|dirty| dirty.account == path),
-        _ => false,
-    }
+    let dirty = scan.ask.scope.dirty().unwrap_or_default();
+    dirty.iter().any(|dirty| dirty.account == path)
+}
+
+/// Whether the scan is about which accounts there are, and the directory is not the one that the account had.
+fn is_another(scan: &Scan<'_>, one: &Match) -> bool {
+    let is_as_before = one.known.as_ref().is_some_and(|known| {
+        known.entry.name.is_some()
+            && known.fed.path == escape(&one.found.path)
+            && known.number == Some(one.found.seen.number)
+    });
+    matches!(scan.ask.scope, Scope::DirtyAccounts(_)) && !is_as_before
 }
 
 /// Names that were asked for and are nowhere.
@@ -274,8 +289,9 @@ fn prepare(scan: &Scan<'_>, one: &Match) -> Result<()> {
         }
         Some(known) => (known.entry.id, adapt(scan, found, known)?),
     };
-    let is_whole = !matches!(&scan.ask.scope, Scope::Dirty(dirty)
-        if dirty.iter().any(|dirty| dirty.account == found.path && dirty.dirs.is_some()));
+    let dirty = scan.ask.scope.dirty().unwrap_or_default();
+    let some_dirs = |dirty: &Dirty| dirty.account == found.path && dirty.dirs.is_some();
+    let is_whole = is_another(scan, one) || !dirty.iter().any(some_dirs);
     let account = Arc::new(AccountRun::new(
         scan,
         id,
@@ -303,13 +319,12 @@ fn prepare(scan: &Scan<'_>, one: &Match) -> Result<()> {
         is_deep: account.is_whole,
         is_again: false,
     };
-    let tasks = match &scan.ask.scope {
-        Scope::Dirty(dirty) if !account.is_whole => {
-            let of_it = dirty.iter().filter(|dirty| dirty.account == found.path);
-            let dirs = of_it.filter_map(|dirty| dirty.dirs.as_ref()).flatten();
-            dirty::tasks(scan, &root, dirs)?
-        }
-        _ => vec![root],
+    let tasks = if account.is_whole {
+        vec![root]
+    } else {
+        let of_it = dirty.iter().filter(|dirty| dirty.account == found.path);
+        let dirs = of_it.filter_map(|dirty| dirty.dirs.as_ref()).flatten();
+        dirty::tasks(scan, &root, dirs)?
     };
     // Counted before any is begun, so that the account does not end between two of them.
     for task in tasks {
