@@ -207,3 +207,31 @@ export TIDEFS_TEST_S3='s3://$1/$2?region=$3&tls=off'
 export AWS_ACCESS_KEY_ID=$4 AWS_SECRET_ACCESS_KEY=$5
 C
 }
+
+# --- Buckets that tidefs uses ------------------------------------------------------------------------------------------
+
+# add_bucket LABEL URL: makes s3://HOST/BUCKET/PREFIX?region=..&tls=.. known to tidefs, below $TIDEFS_CONFIG_DIR. No key is
+# written: each process takes them from the environment.
+add_bucket() {
+    local label=$1 place=${2#s3://} query='' scheme=https pair options=()
+    case $place in *\?*) query=${place#*\?} place=${place%%\?*} ;; esac
+    local host=${place%%/*} path=${place#*/}
+    while read -r pair; do
+        case $pair in
+        region=*) options+=(--region "${pair#*=}") ;;
+        style=*) options+=(--style "${pair#*=}") ;;
+        ca=*) options+=(--ca-file "${pair#*=}") ;;
+        tls=off) scheme=http ;;
+        '' | tls=on) ;;
+        *) die "$2: '$pair' is not known here; region=, style=, ca= and tls= are" ;;
+        esac
+    done < <(tr '&' '\n' <<<"$query")
+    case $path in */*) options+=(--prefix "${path#*/}") ;; esac
+    "$TIDEFS" bucket add --label "$label" --bucket "${path%%/*}" --endpoint "$scheme://$host" --environment "${options[@]}"
+}
+# below_bucket URL NAME: the URL of the prefix NAME below it.
+below_bucket() {
+    local place=${1%%\?*} query=''
+    case $1 in *\?*) query="?${1#*\?}" ;; esac
+    printf '%s/%s%s\n' "${place%/}" "$2" "$query"
+}

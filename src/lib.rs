@@ -31,6 +31,7 @@ pub mod volume;
 
 pub mod fuse;
 pub mod maintain;
+pub mod restore;
 pub mod scan;
 
 pub mod daemon;

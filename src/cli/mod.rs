@@ -17,6 +17,7 @@ mod mount8;
 mod ops;
 mod output;
 mod progress;
+mod restore;
 mod scan;
 mod serving;
 mod snapshot;
@@ -98,8 +99,8 @@ struct Context {
 impl Context {
     fn dispatch(mut self, command: Command) -> Outcome {
         match &command {
-            // Those that may serve decide for themselves.
-            Command::Mount(_) | Command::Bridge(_) | Command::Daemon(_) => {}
+            // Those that may serve, or have something to say when they are stopped, decide for themselves.
+            Command::Mount(_) | Command::Bridge(_) | Command::Daemon(_) | Command::Restore(_) => {}
             _ => begin_command()?,
         }
         match command {
@@ -119,6 +120,7 @@ impl Context {
             Command::Limits(command) => limits::run(&mut self, command),
             Command::Fleet(fleet) => fleet::run(&mut self, &fleet),
             Command::Check(check) => check::run(&mut self, &check),
+            Command::Restore(restore) => restore::run(&mut self, &restore),
         }
     }
 

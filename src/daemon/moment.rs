@@ -72,8 +72,12 @@ impl Volume for LocalFirst {
             Err(error) => error.is_not_found(),
         };
         match &self.away {
-            // Zeros may be what was stored: then they are there as well, and without it they are all we have.
-            Some(away) if is_absent => away.get(key, range).or(here),
+            Some(away) if is_absent => match away.get(key, range) {
+                // That it may be there is to be known: what is here is no answer then.
+                Err(error) if error.is_unreachable() => Err(error),
+                // Zeros may be what was stored: then they are there as well, and without it they are all we have.
+                there => there.or(here),
+            },
             _ => here,
         }
     }

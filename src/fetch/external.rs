@@ -4,17 +4,35 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use crossbeam_channel::{Receiver, Sender, bounded};
 use vfs::{Breaker, ErrorCase, ErrorClass, Guarded, ObjectKey};
 
 use crate::error::Result;
 use crate::pack::read::{PackIndex, ReadAt, read_index};
 use crate::types::PackId;
 
+/// Operations that are left to reads that somebody waits for, and to uploads: reads ahead use the others.
+const LEFT_TO_OTHERS: usize = 2;
+/// What a volume of which nothing is known makes at the same time.
+const AT_ONCE: usize = 5;
+
 /// The packs of an external volume.
 #[derive(Debug)]
 pub struct ExternalPacks {
     volume: Arc<dyn vfs::Volume>,
     breaker: Option<Arc<Breaker>>,
+    /// Taken places of reads ahead, and who gives one back.
+    ahead: (Sender<()>, Receiver<()>),
+}
+
+/// A read ahead may use the volume.
+pub(super) struct Place<'a>(&'a Receiver<()>);
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        // Whoever took it has put something in.
+        let _ = self.0.try_recv();
+    }
 }
 
 impl ExternalPacks {
@@ -23,20 +41,37 @@ impl ExternalPacks {
         ExternalPacks {
             volume,
             breaker: None,
+            ahead: bounded(AT_ONCE - LEFT_TO_OTHERS),
+        }
+    }
+
+    /// The same where the volume makes so many operations at the same time.
+    pub(super) fn at_once(self, count: usize) -> ExternalPacks {
+        ExternalPacks {
+            ahead: bounded(count.saturating_sub(LEFT_TO_OTHERS).max(1)),
+            ..self
         }
     }
 
     /// The same where it is known whether the volume answers.
     pub fn guarded(guarded: Guarded) -> ExternalPacks {
+        let packs = ExternalPacks::new(guarded.volume).at_once(guarded.at_once);
         ExternalPacks {
             breaker: Some(guarded.breaker),
-            ..ExternalPacks::new(guarded.volume)
+            ..packs
         }
     }
 
     /// What knows whether the volume answers.
     pub(super) fn breaker(&self) -> Option<&Arc<Breaker>> {
         self.breaker.as_ref()
+    }
+
+    /// A place for a read ahead; waits for one. None of them may take the volume from those who wait for it.
+    pub(super) fn place(&self) -> Place<'_> {
+        // We hold the other end: it cannot be closed.
+        let _ = self.ahead.0.send(());
+        Place(&self.ahead.1)
     }
 
     /// These bytes of a pack, all of them or none.

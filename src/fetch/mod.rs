@@ -39,9 +39,9 @@ pub use waiting::WAITING_MAX;
 
 /// Threads that wait for the external volume.
 const FETCH_THREADS: usize = 4;
-/// Threads that fetch before somebody waits: so many ranges are on their way at the same time. One less than a directory
-/// volume has workers, so that a read that somebody waits for need not queue behind them.
-const AHEAD_THREADS: usize = 3;
+/// Threads that fetch before somebody waits: so many ranges are on their way at the same time, where the volume makes as
+/// many operations (see `external`). Each answer of a bucket begins late, some 10 to 50 ms: six hide that.
+const AHEAD_THREADS: usize = 6;
 /// Ranges that may wait for them, of at most two windows; more are asked for again by the reads that need them.
 const AHEAD_LEN_MAX: usize = 32;
 
@@ -148,6 +148,19 @@ impl Fetch {
             Ok(None) => self.enqueue(plan, answer),
             Err(error) => answer(Err(error)),
         }
+    }
+
+    /// The same on this thread, which waits for what is not here: for whoever is no FUSE thread. Its error is the one
+    /// of the external volume.
+    pub fn read_now(&self, plan: &ReadPlan) -> Result<Bytes> {
+        if let Some(bytes) = self.reader.read_here(plan, &self.ahead)? {
+            return Ok(bytes);
+        }
+        let (outcome, arrived) = self.reader.read(plan, &self.ahead);
+        for arrived in arrived {
+            self.reader.keep(arrived);
+        }
+        outcome
     }
 
     /// One blob, wherever it is; waits.

@@ -358,6 +358,7 @@ impl Reader {
         let Some(external) = self.external() else {
             return;
         };
+        let _place = external.place();
         let wanted = match ahead {
             Ahead::Range(wanted, blob, location) => {
                 (!self.seems_here(&blob, &location)).then_some(wanted)

@@ -197,30 +197,27 @@ fn a_sequence_is_fetched_in_ranges_of_many_records() {
 #[test]
 fn several_ranges_of_a_sequence_are_on_their_way_at_the_same_time() {
     let place = Place::new(1, 400);
-    let (fetch, _packs) = place.local(0, u64::MAX);
-    // Until the window is long enough.
-    let offset = 6 << 20;
-    for at in (0..offset).step_by(RECORD_LEN) {
-        place.read(&fetch, at, RECORD_LEN).unwrap();
+    // A directory, and a bucket: of that, all that is left of the pack.
+    for (at_once, expected) in [(5, 3), (16, 5)] {
+        let fetch = place.far_only();
+        fetch.set_external(Some(place.external().at_once(at_once)));
+        // Until the window is long enough.
+        let offset = 7 << 20;
+        for at in (0..offset).step_by(RECORD_LEN) {
+            place.read(&fetch, at, RECORD_LEN).unwrap();
+        }
+        place.controls.inject(Op::Get, expected, Fault::Hang);
+        // On until enough hangs: each read waits, and so do the ranges behind it.
+        let hang = |patience| place.controls.wait_until_hanging(expected, patience);
+        let answers: Vec<_> = (0..240)
+            .map(|n| place.begin_read(&fetch, offset + n * RECORD_LEN, RECORD_LEN))
+            .take_while(|_| !hang(Duration::from_millis(1)))
+            .collect();
+        assert!(hang(PATIENCE), "{expected} of {}", answers.len());
+        place.controls.release();
+        place.controls.clear();
+        place.read_all(&fetch);
     }
-    place.controls.inject(Op::Get, AHEAD_THREADS, Fault::Hang);
-    // On until one needs what hangs: it waits, and so do the ranges behind it.
-    let answers: Vec<_> = (0..160)
-        .map(|n| place.begin_read(&fetch, offset + n * RECORD_LEN, RECORD_LEN))
-        .take_while(|_| {
-            !place
-                .controls
-                .wait_until_hanging(3, Duration::from_millis(1))
-        })
-        .collect();
-    assert!(
-        place.controls.wait_until_hanging(3, PATIENCE),
-        "{}",
-        answers.len()
-    );
-    place.controls.release();
-    place.controls.clear();
-    place.read_all(&fetch);
 }
 
 #[test]

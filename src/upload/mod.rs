@@ -10,6 +10,7 @@ mod epochs;
 pub mod evict;
 pub mod fork;
 mod put;
+mod round;
 mod sweep;
 
 use std::collections::BTreeSet;
@@ -28,7 +29,7 @@ use crate::format::record::EpochRecord;
 use crate::pack::ledger::Ledger;
 use crate::pack::verify::{Damage, survey};
 use crate::types::{Epoch, PackId, SessionId};
-use crate::upload::batch::{BATCH_LEN, Outcome, Trouble, put_all};
+use crate::upload::batch::Trouble;
 use crate::upload::evict::{CacheLimits, Pressure};
 use crate::upload::fork::LastRecord;
 use crate::upload::sweep::Sweeps;
@@ -342,7 +343,7 @@ impl Shared {
             let Some(external) = external else {
                 continue;
             };
-            match self.round(&*external.volume) {
+            match self.round(&external) {
                 Ok(()) => {
                     retry = RETRY_MIN;
                     self.settle(&external, UploadState::Up);
@@ -435,38 +436,6 @@ impl Shared {
         }
     }
 
-    fn round(&self, volume: &dyn Volume) -> Result<()> {
-        look(volume)?;
-        let mut unreadable = BTreeSet::new();
-        let mut trouble = None;
-        while !self.lock().stop {
-            let mut packs = self.ledger.to_upload(BATCH_LEN + unreadable.len());
-            packs.retain(|(pack, _)| !unreadable.contains(pack));
-            if packs.is_empty() {
-                break;
-            }
-            self.refuse_fork_once(volume)?;
-            let packs: Vec<PackId> = packs.iter().map(|(pack, _)| *pack).collect();
-            let outcome = self.put_packs(volume, &packs);
-            look(volume)?;
-            failpoint::hit(failpoint::AFTER_PACK_PUT);
-            for (pack, len) in outcome.sent {
-                self.ledger.uploaded(pack, len, self.clock.now_secs())?;
-            }
-            unreadable.extend(outcome.unreadable);
-            trouble = trouble.or(outcome.local);
-            outcome.failure.map_or(Ok(()), Err)?;
-            // Small, and what is sent is worth nothing without it: never behind the rest of the queue.
-            self.archive(volume)?;
-            self.evict(Pressure::Young)?;
-        }
-        self.archive(volume)?;
-        self.evict(Pressure::Young)?;
-        trouble.map_or(Ok(()), Err)?;
-        self.sweep(volume);
-        Ok(())
-    }
-
     /// When all is sent that there was.
     fn sweep(&self, volume: &dyn Volume) {
         let due = self.lock().sweeps.due(Instant::now());
@@ -512,13 +481,6 @@ impl Shared {
         };
         let now = self.clock.now_secs();
         evict::evict(&self.root, &self.ledger, limits, pressure(wanted), now)
-    }
-
-    fn put_packs(&self, volume: &dyn Volume, packs: &[PackId]) -> Outcome {
-        let in_flight = self.lock().in_flight;
-        put_all(packs, in_flight, &|| self.lock().stop, &|pack| {
-            self.put_pack(volume, pack)
-        })
     }
 
     /// Puts one pack, unless it is there already.

@@ -66,6 +66,35 @@ pub fn read(
     }
 }
 
+/// The extents from `offset` on, in order, up to where the leaves read in one step end: empty at the end. Overlapping
+/// ones, which only damage makes, are cut.
+pub fn some_from(entries: &impl Entries, ino: Ino, of: &Inode, offset: u64) -> Result<Vec<Extent>> {
+    let mut found = Vec::new();
+    let rest = offset..u64::MAX;
+    if !of.has_leaves {
+        clip_into(&mut found, &of.extents, &rest);
+        return Ok(found);
+    }
+    let mut from = keys::extents(ino, span_start(offset));
+    let to = keys::extents_end(ino);
+    // A leaf before `offset` may have nothing behind it.
+    while found.is_empty() {
+        let leaves = entries.range(&from, &to, LEAVES_STEP)?;
+        for (_, leaf) in &leaves {
+            let behind = found.last().map_or(offset, Extent::end);
+            clip_into(&mut found, &decode_leaf(ino, leaf)?, &(behind..u64::MAX));
+        }
+        match leaves.last() {
+            Some((last, _)) if leaves.len() == LEAVES_STEP => {
+                let offset = keys::extents_offset(last).unwrap_or(u64::MAX);
+                from = keys::extents(ino, offset.saturating_add(1));
+            }
+            _ => break,
+        }
+    }
+    Ok(found)
+}
+
 fn clip_into(found: &mut Vec<Extent>, extents: &[Extent], range: &Range<u64>) {
     for extent in extents {
         let (start, end) = (extent.start.max(range.start), extent.end().min(range.end));

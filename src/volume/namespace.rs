@@ -116,6 +116,24 @@ pub fn lookup(entries: &impl Entries, parent: Ino, name: &[u8]) -> Result<EntryT
     }
 }
 
+/// Up to `count_max` names of a directory behind the name `after`, and what they stand for, in order.
+pub fn entries(
+    entries: &impl Entries,
+    ino: Ino,
+    after: Option<&[u8]>,
+    count_max: usize,
+) -> Result<Vec<(Bytes, EntryTarget)>> {
+    let mut from = keys::dir_entry(ino, after.unwrap_or_default()).to_vec();
+    if after.is_some() {
+        from.push(0); // the least key above `after`
+    }
+    let found = entries.range(&from, &keys::dir_entries_end(ino), count_max)?;
+    found
+        .into_iter()
+        .map(|(key, value)| Ok((key.slice_ref(keys::name_of(&key)), decode_entry(&value)?)))
+        .collect()
+}
+
 /// Up to `count_max` entries behind the name `after`.
 pub fn read_dir(
     entries: &impl Entries,
@@ -124,16 +142,11 @@ pub fn read_dir(
     count_max: usize,
 ) -> Result<Vec<DirEntry>> {
     dir_of(entries, ino)?;
-    let mut from = keys::dir_entry(ino, after.unwrap_or_default()).to_vec();
-    if after.is_some() {
-        from.push(0); // the least key above `after`
-    }
     let mut found = Vec::new();
-    for (key, value) in entries.range(&from, &keys::dir_entries_end(ino), count_max)? {
-        let target = decode_entry(&value)?;
+    for (name, target) in self::entries(entries, ino, after, count_max)? {
         let inode = match inode_of(entries, target.ino) {
             Err(Error::Posix(Errno::ENOENT)) => {
-                let name = String::from_utf8_lossy(keys::name_of(&key)).into_owned();
+                let name = String::from_utf8_lossy(&name).into_owned();
                 return Err(Error::corrupt(
                     format!("directory {ino}"),
                     0,
@@ -142,7 +155,6 @@ pub fn read_dir(
             }
             other => other?,
         };
-        let name = key.slice_ref(keys::name_of(&key));
         found.push(DirEntry {
             name,
             attr: attr_of(target.ino, &inode),

@@ -12,6 +12,7 @@ use std::time::{Duration, SystemTime};
 use serde::Serialize;
 use vfs::dir::MountWatch;
 use vfs::isolate::{Deadlines, IsolateOptions, PoolLimits, Start};
+use vfs::s3::S3Limits;
 use vfs::{
     Breaker, BreakerPolicy, Circuit, Guarded, IsolatedDir, ObjectKey, Retry, RetryPolicy, Sentinel,
     Spec, StopSignal,
@@ -150,8 +151,17 @@ fn dir(
     IsolatedDir::new(path, sentinel, options)
 }
 
+/// Operations that the kind makes at the same time: a directory has so many workers, a bucket so many connections.
+fn at_once(spec: &Spec) -> usize {
+    match spec {
+        Spec::Dir(_) => PoolLimits::default().workers_max,
+        _ => usize::from(S3Limits::default().connections_max),
+    }
+}
+
 fn in_layers(
     kind: Arc<dyn vfs::Volume>,
+    at_once: usize,
     remote_timeout: Duration,
     stop: StopSignal,
 ) -> Result<Guarded> {
@@ -164,7 +174,10 @@ fn in_layers(
     };
     let breaker = Breaker::start(Arc::new(retry), policy, stop)
         .map_err(Error::io("watch", PathBuf::from(name)))?;
-    Ok(Guarded::new(Arc::new(breaker)))
+    Ok(Guarded {
+        at_once,
+        ..Guarded::new(Arc::new(breaker))
+    })
 }
 
 /// The external volume that `spec` names, whoever it belongs to; it was there a moment ago.
@@ -176,7 +189,7 @@ pub fn open_spec(spec: &Spec, remote_timeout: Duration) -> Result<Guarded> {
     };
     // Not by the breaker, whose reasons are for those who come later.
     kind.verify_identity()?;
-    in_layers(kind, remote_timeout, stop)
+    in_layers(kind, at_once(spec), remote_timeout, stop)
 }
 
 /// A volume before its layers are put on.
@@ -206,7 +219,7 @@ pub(super) fn connect_through(
     } else {
         (buckets::open_bound(&spec, sentinel)?, None)
     };
-    let guarded = in_layers(layer(kind), remote_timeout, stop)?;
+    let guarded = in_layers(layer(kind), at_once(&spec), remote_timeout, stop)?;
     let watch = match (&spec, &dir) {
         (Spec::Dir(path), Some(dir)) => watch(path, dir, &guarded.breaker).map(Arc::new),
         _ => None,

@@ -34,6 +34,16 @@ impl ViewTree {
         }
     }
 
+    /// Its metadata.
+    pub fn view(&self) -> &View {
+        &self.view
+    }
+
+    /// What `plan` says, on this thread, which may wait for the external volume.
+    pub fn read_now(&self, plan: &ReadPlan) -> Result<Bytes> {
+        self.fetch.read_now(plan)
+    }
+
     fn inode(&self, ino: Ino) -> Result<Arc<crate::format::inode::Inode>> {
         if let Some(inode) = self
             .inodes

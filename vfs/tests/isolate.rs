@@ -8,6 +8,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Arc, Mutex};
+use std::thread::ScopedJoinHandle;
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
@@ -174,7 +175,7 @@ fn another_mount_in_its_place_lets_go_of_those_who_wait_for_the_one_before() {
         let waiting: Vec<_> = (0..3)
             .map(|_| scope.spawn(|| volume.head(&key("a")).unwrap_err()))
             .collect();
-        while !waiting.iter().all(|thread| thread.is_finished()) {
+        while !waiting.iter().all(ScopedJoinHandle::is_finished) {
             volume.mounted_anew();
             std::thread::yield_now();
         }

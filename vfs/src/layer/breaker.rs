@@ -86,6 +86,9 @@ impl Circuit {
 
 type Listener = Arc<dyn Fn() + Send + Sync>;
 
+/// Operations at the same time that every kind of volume makes.
+const AT_ONCE: usize = 5;
+
 /// A volume with whatever layers it has, and the breaker among them.
 #[derive(Clone, Debug)]
 pub struct Guarded {
@@ -93,14 +96,17 @@ pub struct Guarded {
     pub volume: Arc<dyn Volume>,
     /// Says whether it answers, and lets go of those who wait for it.
     pub breaker: Arc<Breaker>,
+    /// How many operations it makes at the same time; more wait for their turn.
+    pub at_once: usize,
 }
 
 impl Guarded {
-    /// With the breaker as the outermost layer.
+    /// With the breaker as the outermost layer. Of what it makes at the same time nothing is known: few.
     pub fn new(breaker: Arc<Breaker>) -> Guarded {
         Guarded {
             volume: Arc::clone(&breaker) as Arc<dyn Volume>,
             breaker,
+            at_once: AT_ONCE,
         }
     }
 }
