@@ -456,7 +456,7 @@ fn a_mount_that_cannot_be_is_told_before_anything_is_begun() {
         .says(2, "cache=yes");
     place
         .run(&["mount", "-o", "account=a", &mnt])
-        .says(2, "account");
+        .says(1, "no account 'a'");
     place
         .run(&["mount", "--external", "ftp:x", &mnt])
         .says(2, "dir:/path");

@@ -171,7 +171,7 @@ fn a_view_goes_on_to_the_newest_epoch_and_what_is_open_stays_where_it_was() {
     put(&*volume, dir, "file", b"one");
     archive(&volume);
     let store = Arc::new(vfs::DirVolume::open(place.external()).unwrap());
-    let tree = FollowTree::new(external::open_external(store).unwrap()).unwrap();
+    let tree = FollowTree::new(external::open_external(store).unwrap(), None).unwrap();
     let before = tree.epoch();
     assert_eq!(tree.advance().unwrap(), None);
     let account = tree.lookup(Ino::ROOT, b"account").unwrap();
@@ -214,7 +214,7 @@ fn a_fork_or_a_strange_record_leaves_the_view_where_it_is() {
     put(&*volume, Ino::ROOT, "file", b"one");
     archive(&volume);
     let store = Arc::new(vfs::DirVolume::open(place.external()).unwrap());
-    let tree = FollowTree::new(external::open_external(store).unwrap()).unwrap();
+    let tree = FollowTree::new(external::open_external(store).unwrap(), None).unwrap();
     let before = tree.epoch();
     put(&*volume, Ino::ROOT, "second", b"two");
     archive(&volume);

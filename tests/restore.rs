@@ -12,6 +12,8 @@
 )]
 
 mod common;
+#[path = "restore/deleted.rs"]
+mod deleted;
 #[path = "restore/forge.rs"]
 mod forge;
 #[path = "restore/hostile.rs"]
@@ -311,5 +313,39 @@ fn who_is_not_root_gets_content_and_no_foreign_rights() {
     assert!(
         reason.contains("set-user-ID") && reason.contains("its owner 0"),
         "{reason}"
+    );
+}
+
+#[test]
+fn the_runbook_brings_everything_back_with_the_commands_it_names() {
+    let place = Place::new();
+    let volume = place.open();
+    volume.set_store(Some(place.external())).unwrap();
+    let account = mkdir(&*volume, Ino::ROOT, "alice");
+    put(&*volume, account, "file", &noise(3, 100_000));
+    volume.close_epoch(None).unwrap();
+    volume.wait(Durability::Archived, &mut |_| true).unwrap();
+    close(volume);
+    fs::remove_dir_all(place.path()).unwrap();
+    let restored = place.dir.path().join("restored");
+    let runbook = include_str!("../docs/disaster-recovery.md");
+    let commands = runbook.lines().map(str::trim);
+    let commands: Vec<String> = commands
+        .filter(|line| line.starts_with("tidefs restore "))
+        .map(|line| line.replace("/mnt/nas/thishost", place.external().to_str().unwrap()))
+        .map(|line| line.replace("/srv/restored", restored.to_str().unwrap()))
+        .collect();
+    assert_eq!(commands.len(), 2, "to restore, and to verify");
+    let counts: Vec<_> = commands
+        .iter()
+        .map(|line| {
+            let words: Vec<&str> = line.split(' ').skip(1).collect();
+            Ended::of(&place, &words, None).json()["restored"].clone()
+        })
+        .collect();
+    assert_eq!(counts, [2, 0]);
+    assert_eq!(
+        fs::read(restored.join("alice/file")).unwrap(),
+        noise(3, 100_000)
     );
 }

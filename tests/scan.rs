@@ -113,6 +113,29 @@ fn a_file_of_the_same_size_whose_time_was_put_back_is_found_by_its_change_time()
 }
 
 #[test]
+fn what_was_written_a_moment_before_it_was_read_is_read_again() {
+    let world = World::new();
+    let is_settled = || {
+        let ino = world.find("alice/f").unwrap().ino;
+        let inode = world.volume.inode(ino).unwrap();
+        inode.origin.unwrap().is_settled
+    };
+    world.put("alice/f", b"0");
+    world.scan();
+    // On a busy machine a scan may come too late for it.
+    let was_quick = (1..50_u8).any(|n| {
+        world.put("alice/f", &[n]);
+        world.scan();
+        !is_settled()
+    });
+    assert!(was_quick, "size and times are trusted at once");
+    world.settle();
+    assert_eq!(world.scan().counts.read_files, 1);
+    assert!(is_settled());
+    assert_eq!(world.scan().counts.read_files, 0);
+}
+
+#[test]
 fn renames_and_links_are_recognised_without_reading() {
     let world = World::new();
     world.put("alice/new/1", &noise(1, 100_000));

@@ -281,6 +281,7 @@ fn what_a_scan_brings_is_seen_in_the_mount_at_once_also_what_the_kernel_knew_oth
     place.put("alice/f", b"first");
     place.put("alice/gone", b"x");
     place.put("alice/dir/old-name", b"y");
+    place.put("alice/as-long", b"aaaa");
     settle();
     place.serve(true);
     place.ok(&["scan"]);
@@ -288,7 +289,17 @@ fn what_a_scan_brings_is_seen_in_the_mount_at_once_also_what_the_kernel_knew_oth
     let read = |path: &str| fs::read(mnt.join("alice").join(path));
     assert_eq!(read("f").unwrap(), b"first");
     assert!(read("later").is_err() && read("gone").is_ok() && read("dir/old-name").is_ok());
+    place.fails(
+        &["source", "add", mnt.to_str().unwrap()],
+        1,
+        "is a mount of tidefs",
+    );
     let open = File::open(mnt.join("alice/f")).unwrap();
+    let as_long = File::open(mnt.join("alice/as-long")).unwrap();
+    let mut four = [0; 4];
+    as_long.read_exact_at(&mut four, 0).unwrap();
+    assert_eq!(&four, b"aaaa");
+    place.put("alice/as-long", b"bbbb");
     place.put("alice/f", b"second, and longer");
     place.put("alice/later", b"new");
     fs::remove_file(place.path("source/alice/gone")).unwrap();
@@ -303,11 +314,13 @@ fn what_a_scan_brings_is_seen_in_the_mount_at_once_also_what_the_kernel_knew_oth
     let mut bytes = [0; 32];
     let len = open.read_at(&mut bytes, 0).unwrap();
     assert_eq!(&bytes[..len], b"second, and longer", "a file that was open");
+    as_long.read_exact_at(&mut four, 0).unwrap();
+    assert_eq!(&four, b"bbbb", "pages that the kernel had");
     let refused = fs::write(mnt.join("alice/mine"), b"no").unwrap_err();
     assert_eq!(refused.raw_os_error(), Some(nix::libc::EROFS));
     fs::create_dir(mnt.join("other")).unwrap();
     fs::write(mnt.join("other/mine"), b"yes").unwrap();
-    drop(open);
+    drop((open, as_long));
     place.end();
 }
 

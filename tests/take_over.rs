@@ -13,13 +13,13 @@ use std::time::{Duration, Instant};
 
 use common::{Place, close, content, noise, put};
 use tidefs::clock::SystemClock;
-use tidefs::daemon::moment::open_moments;
 use tidefs::error::{Error, Result};
 use tidefs::maintain::take_over::{TakeOver, take_over};
 use tidefs::maintain::{CheckOptions, check};
 use tidefs::types::Ino;
 use tidefs::upload::UploadState;
 use tidefs::volume::choice::Choice;
+use tidefs::volume::moment::open_moments;
 use tidefs::volume::settings::Store;
 use tidefs::volume::{Durability, Volume, external};
 

@@ -36,6 +36,9 @@ const OWNERS: [(&str, &[&str]); 5] = [
     ("tokio", &["vfs/src/s3/bucket/"]),
 ];
 
+/// The only file with unsafe code: see docs/decisions/0022.
+const UNSAFE_FILE: &str = "src/scan/watch/handle.rs";
+
 const LINES_MAX: usize = 600;
 /// Longer files, and why each is still one idea.
 const LONG_FILES: [(&str, &str); 8] = [
@@ -262,6 +265,36 @@ fn a_file_is_one_idea_and_not_longer_than_that_takes() {
         main.lines().count() <= MAIN_LINES_MAX,
         "main.rs does more than to choose a door"
     );
+}
+
+#[test]
+fn unsafe_code_is_in_one_file() {
+    // Put together here, so that this file does not name them.
+    let marks = [
+        "safe {",
+        "safe fn",
+        "safe impl",
+        "safe extern",
+        "safe_code,",
+        "safe_code)",
+    ]
+    .map(|rest| ["un", rest].concat());
+    let found = rust().into_iter().flat_map(|source| {
+        let is_excepted = source.name == UNSAFE_FILE;
+        let lines = source.text.lines().enumerate();
+        lines
+            .filter(|(_, line)| {
+                let is_code = !line.trim_start().starts_with("//");
+                is_code && !is_excepted && marks.iter().any(|mark| line.contains(mark))
+            })
+            .map(|(n, _)| format!("{}:{}", source.name, n + 1))
+            .collect::<Vec<_>>()
+    });
+    assert_none(found.collect(), "unsafe code outside of its one file");
+    let excepted = fs::read_to_string(root().join(UNSAFE_FILE)).unwrap();
+    let blocks = excepted.matches(&["un", "safe {"].concat()).count();
+    let reasons = excepted.matches("// SAFETY: ").count();
+    assert_eq!(blocks, reasons, "each block says why it is sound");
 }
 
 #[test]

@@ -1,17 +1,11 @@
 //! The words of the command line. What they mean is in the file of each command.
 
-use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 
-use crate::cli::bucket;
-use crate::cli::ops;
-use crate::cli::scan;
-use crate::cli::source;
-use crate::cli::units;
+use crate::cli::{account, bucket, find, item, ops, restore, scan, source, undelete, units};
 use crate::daemon::Until;
-use crate::restore::Overwrite;
 
 /// How a moment may be written.
 pub(super) const TIME_HELP: &str = "A moment of the past: a snapshot's name, '2026-01-31 14:00' (UTC), \
@@ -93,8 +87,18 @@ pub(super) enum Command {
     Fleet(Fleet),
     /// Look whether everything is there and whole; exit code 4 if not
     Check(Check),
+    /// The accounts: what there is, and which take changes
+    #[command(subcommand)]
+    Account(account::Command),
+    /// One file, directory or link: its states, and the bytes of each
+    #[command(subcommand)]
+    Item(item::Item),
+    /// Find items, now or at a moment, also those that were deleted
+    Find(Box<find::Find>),
     /// Get an account, a directory or a file back, as it is or was; exit code 4 if some items could not be restored
-    Restore(Restore),
+    Restore(Box<restore::Restore>),
+    /// Bring back what was deleted from an account, in place; exit code 4 if some items could not be brought back
+    Undelete(undelete::Undelete),
 }
 
 #[derive(Debug, Subcommand)]
@@ -222,6 +226,9 @@ pub(super) struct Mount {
     /// a backup path. Without --at it shows newer epochs as its owner archives them
     #[arg(long, value_name = "SPEC")]
     pub(super) external: Option<String>,
+    /// Only this account, by its name or UUID: its directory is the root of the mount
+    #[arg(long, value_name = "ACCOUNT")]
+    pub(super) account: Option<String>,
     /// How often an external volume is looked at for a newer epoch; 0 for never
     #[arg(long, value_name = "SECONDS", requires = "external")]
     pub(super) poll: Option<u64>,
@@ -313,46 +320,6 @@ pub(super) struct Check {
     /// Nobody may have the backup path open
     #[arg(long)]
     pub(super) fix: bool,
-}
-
-#[derive(Debug, ClapArgs)]
-pub(super) struct Restore {
-    #[arg(long, value_name = "TIME", help = TIME_HELP)]
-    pub(super) at: Option<String>,
-    /// Read from an external volume alone (dir:/path, s3:BUCKET/prefix, s3://endpoint/bucket/prefix?..), without a
-    /// backup path
-    #[arg(long, value_name = "SPEC")]
-    pub(super) external: Option<String>,
-    /// What to do about what is there already: leave it, replace it where size, times, owner, mode or attributes are
-    /// others, or replace it. What is only there is never removed
-    #[arg(long, value_enum, value_name = "WHEN", default_value_t = OverwriteWhen::Changed)]
-    pub(super) overwrite: OverwriteWhen,
-    /// Write nothing, and tell what would be restored
-    #[arg(long)]
-    pub(super) dry_run: bool,
-    /// What: ACCOUNT, ACCOUNT/PATH, or / for all accounts
-    #[arg(value_name = "ACCOUNT[/PATH]")]
-    pub(super) item: OsString,
-    /// The directory into which it goes, made if it is not there. A directory's content goes right into it; a file goes
-    /// into it by its own name
-    pub(super) dest: PathBuf,
-}
-
-#[derive(Clone, Copy, Debug, ValueEnum)]
-pub(super) enum OverwriteWhen {
-    Never,
-    Changed,
-    Always,
-}
-
-impl From<OverwriteWhen> for Overwrite {
-    fn from(when: OverwriteWhen) -> Overwrite {
-        match when {
-            OverwriteWhen::Never => Overwrite::Never,
-            OverwriteWhen::Changed => Overwrite::Changed,
-            OverwriteWhen::Always => Overwrite::Always,
-        }
-    }
 }
 
 #[derive(Debug, ClapArgs)]

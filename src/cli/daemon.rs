@@ -25,7 +25,7 @@ pub(super) fn run(context: &mut Context, daemon: &Daemon) -> Outcome {
     let clock = Arc::clone(&context.clock);
     let volume = open_to_serve(&root, &clock, &mut |step| context.report(&step))?;
     context.reporter.clear();
-    let (serving, control) = Serving::start(volume, clock.now().secs)?;
+    let (serving, control) = Serving::start(volume, None, clock.now().secs)?;
     let document = json!({ "ready": { "backup_path": root, "pid": std::process::id() } });
     let text = if context.out.is_json() {
         document.to_string()

@@ -4,14 +4,18 @@
 //! as people write them), then a file for each command; `mount8` is the same mount as mount(8) calls it. No
 //! decision about volumes is made here.
 
+mod account;
 mod args;
 mod bridge;
 mod bucket;
 mod check;
 mod daemon;
+mod find;
 mod fleet;
 mod init;
+mod item;
 mod limits;
+mod look;
 mod mount;
 mod mount8;
 mod ops;
@@ -28,6 +32,7 @@ mod take_over;
 mod time;
 mod trial;
 mod umount;
+mod undelete;
 mod units;
 mod update;
 mod wait;
@@ -121,6 +126,10 @@ impl Context {
             Command::Fleet(fleet) => fleet::run(&mut self, &fleet),
             Command::Check(check) => check::run(&mut self, &check),
             Command::Restore(restore) => restore::run(&mut self, &restore),
+            Command::Undelete(undelete) => undelete::run(&mut self, &undelete),
+            Command::Account(command) => account::run(&mut self, command),
+            Command::Item(item) => item::run(&mut self, item),
+            Command::Find(find) => find::run(&mut self, &find),
         }
     }
 

@@ -14,23 +14,31 @@ use crate::cli::output::{clean, moment};
 use crate::cli::serving::{Ready, check_mountpoint, discard_empty, in_background, in_foreground};
 use crate::cli::{Context, Outcome, absolute, begin_command, time};
 use crate::daemon::follow::{Follower, POLL_DEFAULT};
-use crate::daemon::moment::open_moments;
 use crate::daemon::opening::open_to_serve;
 use crate::daemon::serve::{Serving, serve_view};
 use crate::daemon::{Failure, arenas, background, log};
 use crate::fuse::{self, MountOptions, OptionList};
-use crate::volume::EpochEntry;
+use crate::meta::view::View;
+use crate::types::AccountId;
+use crate::volume::account_tree::AccountTree;
 use crate::volume::external::{ExternalVolume, open_guarded};
 use crate::volume::follow::FollowTree;
+use crate::volume::history::accounts;
+use crate::volume::history::locate::Standing;
 use crate::volume::init::read_identity;
+use crate::volume::moment::open_moments;
 use crate::volume::settings::REMOTE_TIMEOUT;
 use crate::volume::snapshots::SnapshotsTree;
 use crate::volume::store::open_spec;
+use crate::volume::tree::Tree;
+use crate::volume::{EpochEntry, Volume};
 
 /// What is mounted, and how.
 #[derive(Debug)]
 pub(super) struct Plan {
     what: What,
+    /// Of it one account alone, by its name or UUID.
+    account: Option<String>,
     mountpoint: PathBuf,
     options: MountOptions,
     /// As they were given, for the process in the background.
@@ -60,6 +68,7 @@ impl Plan {
             OptionList::parse(&options_text).map_err(|error| Failure::usage(error.chain()))?;
         let external = mount.external.or_else(|| options.external.clone());
         let at = mount.at.or_else(|| options.at.clone());
+        let account = mount.account.or_else(|| options.account.clone());
         let what = match external {
             Some(spec) => {
                 let poll = poll_of(mount.poll.or(options.poll_secs));
@@ -68,7 +77,7 @@ impl Plan {
             None => of_path(context.root()?, at),
         };
         Plan::with(
-            what,
+            (what, account),
             &mount.mountpoint,
             options,
             options_text,
@@ -93,27 +102,30 @@ impl Plan {
             }
             None => of_path(absolute(Path::new(source))?, at),
         };
-        Plan::with(what, mountpoint, options, options_text, false, None)
+        let account = options.account.clone();
+        Plan::with(
+            (what, account),
+            mountpoint,
+            options,
+            options_text,
+            false,
+            None,
+        )
     }
 
     fn with(
-        what: What,
+        (what, account): (What, Option<String>),
         mountpoint: &Path,
         options: OptionList,
         options_text: String,
         foreground: bool,
         background_log: Option<PathBuf>,
     ) -> Result<Plan, Failure> {
-        if let Some(account) = &options.account {
-            return Err(Failure::usage(format!(
-                "one account alone (account={}) cannot be mounted in this version: mount all, and use its directory",
-                clean(account)
-            )));
-        }
         let mut mount_options = options.mount.clone();
         mount_options.read_only |= !matches!(what, What::Live(_));
         Ok(Plan {
             what,
+            account,
             mountpoint: absolute(mountpoint)?,
             options: mount_options,
             options_text,
@@ -177,6 +189,9 @@ impl Plan {
             args.push(format!("--external={spec}").into());
             args.push(format!("--poll={}", poll.as_secs()).into());
         }
+        if let Some(account) = &self.account {
+            args.push(format!("--account={account}").into());
+        }
         if !self.options_text.is_empty() {
             args.extend(["-o".into(), (&self.options_text).into()]);
         }
@@ -214,8 +229,15 @@ impl Plan {
         let clock = Arc::clone(&context.clock);
         let volume = open_to_serve(root, &clock, &mut |step| context.report(&step))?;
         context.reporter.clear();
-        let tree = SnapshotsTree::new(Arc::clone(&volume));
-        let (serving, control) = Serving::start(volume, clock.now().secs)?;
+        let account = self.account.as_deref();
+        let account = account
+            .map(|name| live_account(&volume, name))
+            .transpose()?;
+        let tree: Arc<dyn Tree> = match account {
+            Some(account) => AccountTree::new(Arc::clone(&volume), account),
+            None => SnapshotsTree::new(Arc::clone(&volume)),
+        };
+        let (serving, control) = Serving::start(volume, account, clock.now().secs)?;
         let options = MountOptions {
             source: root.display().to_string(),
             ..self.options.clone()
@@ -224,6 +246,7 @@ impl Plan {
         let document = json!({
             "mountpoint": mounted.mountpoint(),
             "backup_path": root,
+            "account": self.account,
             "read_only": options.read_only,
             "pid": std::process::id(),
         });
@@ -249,13 +272,25 @@ impl Plan {
             read_only: true,
             ..self.options.clone()
         };
-        let tree = FollowTree::new(external)?;
+        let account = self.account_in(external.view())?;
+        let tree = FollowTree::new(external, account)?;
         let mounted = fuse::mount(tree.clone(), &self.mountpoint, &options)?;
         if let Some(document) = document.as_object_mut() {
             document.insert("mountpoint".into(), json!(mounted.mountpoint()));
         }
         let _follower = Follower::start(tree, mounted.notifier(), poll)?;
         serve_view(mounted, || ready(document))
+    }
+
+    /// The account that is to be shown alone, at the moment of `view`.
+    fn account_in(&self, view: &View) -> Result<Option<AccountId>, Failure> {
+        let Some(name) = &self.account else {
+            return Ok(None);
+        };
+        match accounts::find(view, name.as_bytes())? {
+            Some(account) if account.standing == Standing::Present => Ok(Some(account.id)),
+            _ => Err(no_account(name)),
+        }
     }
 
     /// What is said of a view that is mounted.
@@ -274,6 +309,7 @@ impl Plan {
             "backup_path": matches!(self.what, What::Moment(..)).then_some(shown),
             "volume": external.identity().volume,
             "owner": external.identity().owner,
+            "account": self.account,
             "epoch": epoch,
             "time": entry.as_ref().map(|entry| entry.time),
             "name": entry.and_then(|entry| entry.name),
@@ -294,7 +330,14 @@ impl Plan {
             Some(at) => Some(time::resolve(at, &epochs, context.clock.now())?),
             None => epochs.iter().max_by_key(|entry| entry.epoch).cloned(),
         };
-        let tree = external.tree(at.and(entry.as_ref()).map(|entry| entry.epoch))?;
+        let moment = at.and(entry.as_ref()).map(|entry| entry.epoch);
+        let whole = external.tree(moment)?;
+        let shown_view =
+            moment.map_or_else(|| external.view().clone(), |at| external.view().as_of(at));
+        let tree: Arc<dyn Tree> = match self.account_in(&shown_view)? {
+            Some(account) => AccountTree::new(whole, account),
+            None => whole,
+        };
         let epoch = entry
             .as_ref()
             .map_or(external.record().epoch, |entry| entry.epoch);
@@ -319,6 +362,23 @@ fn of_path(root: PathBuf, at: Option<String>) -> What {
     }
 }
 
+fn live_account(volume: &Volume, name: &str) -> Result<AccountId, Failure> {
+    let found = volume.accounts()?.into_iter().find(|account| {
+        let is_called = account.name.as_deref() == Some(name.as_bytes());
+        is_called || (account.name.is_some() && account.record.uuid == name)
+    });
+    found
+        .map(|account| account.id)
+        .ok_or_else(|| no_account(name))
+}
+
+fn no_account(name: &str) -> Failure {
+    Failure::failed(format!(
+        "there is no account '{}' at that moment: tidefs account list (with --at or --external) shows those that there are",
+        clean(name)
+    ))
+}
+
 /// Half a minute, unless it was said.
 fn poll_of(secs: Option<u64>) -> Duration {
     secs.map_or(POLL_DEFAULT, Duration::from_secs)
@@ -336,7 +396,10 @@ fn said(ready: &Value) -> String {
     let what = word("external")
         .or_else(|| word("backup_path"))
         .unwrap_or_default();
-    let mut text = format!("{what} is mounted at {mountpoint}");
+    let mut text = match word("account") {
+        Some(account) => format!("{what}, account {account}, is mounted at {mountpoint}"),
+        None => format!("{what} is mounted at {mountpoint}"),
+    };
     // Writing to a string does not fail.
     if let Some(epoch) = number("epoch") {
         let _ = write!(text, ", read-only, as of epoch {epoch}");

@@ -177,18 +177,17 @@ fn files_words(files: &FileProgress) -> String {
     let of = files
         .total
         .map_or_else(String::new, |total| format!(" of {total}"));
-    let mut words = format!("{}{of} items", files.done);
+    let words = format!("{}{of} items", files.done);
     // In tenths, and only where it says something.
     let tenths = files
         .read_bytes
         .saturating_mul(10)
         .checked_div(files.stored_bytes)
         .unwrap_or(0);
-    if tenths >= 10 {
-        let (whole, tenth) = (tenths / 10, tenths % 10);
-        words.push_str(&format!(", {whole}.{tenth} to 1"));
+    if tenths < 10 {
+        return words;
     }
-    words
+    format!("{words}, {}.{} to 1", tenths / 10, tenths % 10)
 }
 
 fn bar(done: u64, total: u64) -> String {

@@ -3,59 +3,133 @@
 //! It reads beside the daemon and writes as whoever calls it: a destination that hangs holds up nobody else, and
 //! nothing is written that the caller could not write.
 
+use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::io::Write as _;
 use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use serde_json::{Value, json};
+use clap::{Args as ClapArgs, ValueEnum};
+use serde_json::json;
 
-use crate::cli::args::Restore;
+use crate::cli::look::LookAt;
 use crate::cli::output::{clean, count, moment, size};
-use crate::cli::{Context, Outcome, absolute, time};
-use crate::daemon::moment::open_moments;
+use crate::cli::{Context, Outcome, absolute};
 use crate::daemon::protocol::FileProgress;
-use crate::daemon::{Failure, FailureKind, Progress, Request, log, signals};
-use crate::restore::{self, Named, Options, RestoreReport, SoFar};
-use crate::types::escape;
-use crate::volume::EpochEntry;
-use crate::volume::external::{ExternalVolume, open_guarded};
-use crate::volume::settings::REMOTE_TIMEOUT;
-use crate::volume::store::open_spec;
+use crate::daemon::{Failure, FailureKind, Progress, log, signals};
+use crate::restore::{self, Named, Options, Overwrite, RestoreReport, SoFar};
+use crate::types::{Epoch, escape};
+use crate::volume::history::locate::{self, Standing};
 
 /// Items of each kind that people are shown; `--json` has more.
 const SHOWN_MAX: usize = 50;
 
+#[derive(Debug, ClapArgs)]
+pub(super) struct Restore {
+    #[command(flatten)]
+    look: LookAt,
+    /// Also what was deleted before, as it was last. Where something else has its name by now, or had it after it, it
+    /// is called NAME.deleted-in-epoch-N
+    #[arg(long)]
+    with_deleted: bool,
+    /// What to do about what is there already: leave it, replace it where size, times, owner, mode or attributes are
+    /// others, or replace it. What is only there is never removed
+    #[arg(long, value_enum, value_name = "WHEN", default_value_t = OverwriteWhen::Changed)]
+    overwrite: OverwriteWhen,
+    /// Write nothing, and tell what would be restored
+    #[arg(long)]
+    dry_run: bool,
+    /// What: ACCOUNT, ACCOUNT/PATH, or / for all accounts
+    #[arg(value_name = "ACCOUNT[/PATH]")]
+    item: OsString,
+    /// The directory into which it goes, made if it is not there. A directory's content goes right into it; a file goes
+    /// into it by its own name
+    dest: PathBuf,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum OverwriteWhen {
+    Never,
+    Changed,
+    Always,
+}
+
+impl From<OverwriteWhen> for Overwrite {
+    fn from(when: OverwriteWhen) -> Overwrite {
+        match when {
+            OverwriteWhen::Never => Overwrite::Never,
+            OverwriteWhen::Changed => Overwrite::Changed,
+            OverwriteWhen::Always => Overwrite::Always,
+        }
+    }
+}
+
 pub(super) fn run(context: &mut Context, args: &Restore) -> Outcome {
     let stop = stop_on_signal()?;
     let to = absolute(&args.dest)?;
-    let source = Source::open(context, args)?;
-    if let Some(root) = &source.root
-        && to.starts_with(root)
-    {
+    if args.look.external.is_none() && to.starts_with(context.root()?) {
         return Err(Failure::usage(format!(
             "{} is in the backup path: restore to another place",
             to.display()
         )));
     }
-    let tree = source.volume.tree(source.at)?;
-    let item = restore::find(tree.view(), args.item.as_bytes())?;
+    let looking = context.look(&args.look)?;
+    let view = looking.history.view(looking.at);
+    let item = locate::expect(&view, args.item.as_bytes())?;
+    let at = match item.standing {
+        Standing::Present => looking.at,
+        Standing::Deleted { in_epoch } if args.with_deleted => {
+            Some(Epoch(in_epoch.0.saturating_sub(1)))
+        }
+        Standing::Deleted { in_epoch } => {
+            return Err(Failure::failed(format!(
+                "'{}' was deleted in epoch {in_epoch}: add --with-deleted to get it as it was last",
+                escape(&item.path)
+            )));
+        }
+    };
+    let tree = looking.history.tree(at)?;
     let options = Options {
         overwrite: args.overwrite.into(),
         dry_run: args.dry_run,
-        is_alone: source.root.is_none(),
+        with_deleted: args.with_deleted,
+        is_alone: args.look.external.is_some(),
     };
     let reporter = &mut context.reporter;
     let report = restore::restore(&tree, &item, &to, options, &mut |so_far| {
-        reporter.show(&step_of(so_far));
+        reporter.show(&step_of("restoring", so_far));
         !stop.load(Ordering::Relaxed)
     })?;
     context.reporter.clear();
-    let document = to_document(&report, &source, args)?;
-    context
-        .out
-        .result(&document, &told(&report, &source, args.dry_run))?;
+    let time = at.and_then(|at| looking.history.time_of(at));
+    let mut text = told(
+        &report,
+        if args.dry_run {
+            "Would restore"
+        } else {
+            "Restored"
+        },
+    );
+    if let (Some(at), Some(time)) = (at, time) {
+        // Writing to a string does not fail.
+        let _ = write!(
+            text,
+            " It is as of epoch {at}, closed {}.",
+            moment(time.secs)
+        );
+    }
+    let mut document =
+        serde_json::to_value(&report).map_err(|error| Failure::failed(error.to_string()))?;
+    if let Some(document) = document.as_object_mut() {
+        document.insert("item".into(), json!(escape(&item.path)));
+        document.insert("destination".into(), json!(to));
+        document.insert("epoch".into(), json!(tree.view().at()));
+        document.insert("time".into(), json!(time.map(|time| time.secs)));
+        document.insert("dry_run".into(), json!(args.dry_run));
+    }
+    context.out.result(&document, &text)?;
     verdict(&report)
 }
 
@@ -76,47 +150,9 @@ fn stop_on_signal() -> Result<Arc<AtomicBool>, Failure> {
     Ok(stop)
 }
 
-/// Where it comes from.
-struct Source {
-    volume: ExternalVolume,
-    /// The backup path; none where an external volume alone is read.
-    root: Option<std::path::PathBuf>,
-    at: Option<crate::types::Epoch>,
-    entry: Option<EpochEntry>,
-}
-
-impl Source {
-    fn open(context: &mut Context, args: &Restore) -> Result<Source, Failure> {
-        let (volume, root) = if let Some(spec) = &args.external {
-            let spec = vfs::Spec::parse(spec)
-                .map_err(|error| Failure::usage(Failure::from(error).text))?;
-            (open_guarded(open_spec(&spec, REMOTE_TIMEOUT)?)?, None)
-        } else {
-            let root = context.root()?;
-            if args.at.is_none() {
-                // What was written until now is a moment too.
-                context.ask(&Request::Snapshot { name: None })?;
-            }
-            (open_moments(&root)?, Some(root))
-        };
-        let epochs = volume.epochs()?;
-        let entry = match &args.at {
-            Some(at) => Some(time::resolve(at, &epochs, context.clock.now())?),
-            None => epochs.iter().max_by_key(|entry| entry.epoch).cloned(),
-        };
-        let at = args.at.as_ref().and(entry.as_ref());
-        Ok(Source {
-            at: at.map(|entry| entry.epoch),
-            volume,
-            root,
-            entry,
-        })
-    }
-}
-
-fn step_of(so_far: SoFar) -> Progress {
+fn step_of(step: &str, so_far: SoFar) -> Progress {
     Progress {
-        step: "restoring".into(),
+        step: step.into(),
         done_bytes: so_far.bytes,
         total_bytes: so_far.bytes_total,
         note: None,
@@ -129,44 +165,21 @@ fn step_of(so_far: SoFar) -> Progress {
     }
 }
 
-fn to_document(report: &RestoreReport, source: &Source, args: &Restore) -> Result<Value, Failure> {
-    let mut document =
-        serde_json::to_value(report).map_err(|error| Failure::failed(error.to_string()))?;
-    if let Some(document) = document.as_object_mut() {
-        let entry = source.entry.as_ref();
-        document.insert("item".into(), json!(escape(args.item.as_bytes())));
-        document.insert("destination".into(), json!(args.dest));
-        document.insert("epoch".into(), json!(entry.map(|entry| entry.epoch)));
-        document.insert("time".into(), json!(entry.map(|entry| entry.time)));
-        document.insert("dry_run".into(), json!(args.dry_run));
-    }
-    Ok(document)
-}
-
-fn told(report: &RestoreReport, source: &Source, dry_run: bool) -> String {
+/// What was done, for people; `verb` says it in general.
+pub(super) fn told(report: &RestoreReport, verb: &str) -> String {
     let mut text = String::new();
     let failed = report.unrestored;
     list(&mut text, "Not restored", failed, &report.failures);
     list(&mut text, "Left as it is", report.kept_count, &report.kept);
     let stripped = report.stripped_count;
     list(&mut text, "Restored in part", stripped, &report.stripped);
+    let (items, bytes) = (count(report.restored, "item"), size(report.bytes));
     // Writing to a string does not fail.
-    let verb = if dry_run { "Would restore" } else { "Restored" };
     let _ = write!(
         text,
-        "{verb} {}, {}",
-        count(report.restored, "item"),
-        size(report.bytes)
+        "{verb} {items}, {bytes}; {} there already",
+        report.skipped
     );
-    if let Some(entry) = &source.entry {
-        let _ = write!(
-            text,
-            ", as of epoch {}, closed {}",
-            entry.epoch,
-            moment(entry.time)
-        );
-    }
-    let _ = write!(text, "; {} there already", report.skipped);
     if report.kept_count > 0 {
         let _ = write!(text, ", {} left as it is", count(report.kept_count, "item"));
     }
@@ -197,7 +210,8 @@ fn list(text: &mut String, head: &str, total: u64, named: &[Named]) {
     }
 }
 
-fn verdict(report: &RestoreReport) -> Outcome {
+/// The exit code.
+pub(super) fn verdict(report: &RestoreReport) -> Outcome {
     let kind = match report {
         report if report.is_unreachable => FailureKind::Unreachable,
         report if report.is_stopped => FailureKind::Stopped,

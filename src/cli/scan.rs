@@ -134,7 +134,7 @@ fn said(report: &Report) -> String {
     } else if report.refused.is_empty() {
         text.push_str("Nothing has changed.\n");
     }
-    for event in ["new", "renamed", "revived", "deleted"] {
+    for event in ["new", "renamed", "revived", "deleted", "disabled"] {
         accounts(&mut text, report, event);
     }
     named(

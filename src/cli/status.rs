@@ -37,6 +37,8 @@ struct Shown {
     recovery: Recovery,
     failure: Option<String>,
     daemon: Option<Daemon>,
+    #[serde(default)]
+    watch: Vec<Watch>,
 }
 
 #[derive(Deserialize)]
@@ -88,6 +90,21 @@ struct Daemon {
     mountpoint: Option<PathBuf>,
 }
 
+/// A source that is to be watched.
+#[derive(Deserialize)]
+struct Watch {
+    source: String,
+    kind: Option<String>,
+    since: Option<i64>,
+    watches: Option<u64>,
+    note: Option<String>,
+    reason: Option<String>,
+    events: u64,
+    overflows: u64,
+    dirty_accounts: u64,
+    is_all_dirty: bool,
+}
+
 pub(super) fn run(context: &mut Context) -> Outcome {
     let document = context.ask(&Request::Status)?;
     let shown = Shown::deserialize(&document)
@@ -136,6 +153,9 @@ impl Shown {
         }
         for loss in &self.losses {
             line("LOST", loss.clone());
+        }
+        for watch in &self.watch {
+            line("watching", watch.text(now));
         }
         line("free space", size(self.free_bytes));
         line("fsync means", fsync_means(&self.ack));
@@ -265,6 +285,38 @@ fn fsync_means(ack: &str) -> String {
             "NOTHING: a crash takes the last second of work with it (ack = page-cache)".into()
         }
         other => other.to_owned(),
+    }
+}
+
+impl Watch {
+    fn text(&self, now: i64) -> String {
+        let source = &self.source;
+        let (Some(kind), Some(since)) = (&self.kind, self.since) else {
+            let reason = self.reason.as_deref().unwrap_or("it begins");
+            return format!("{source} is not watched: {reason}");
+        };
+        let since = span(u64::try_from(now - since).unwrap_or(0));
+        let mut text = format!(
+            "{source} by {kind} for {since}, {}, {}",
+            count(self.events, "change"),
+            count(self.overflows, "overflow"),
+        );
+        if let Some(watches) = self.watches {
+            let _ = write!(text, ", {watches} directories");
+        }
+        if self.is_all_dirty {
+            text.push_str(", all of it to be looked at");
+        } else if self.dirty_accounts > 0 {
+            let _ = write!(
+                text,
+                ", {} to be looked at",
+                count(self.dirty_accounts, "account")
+            );
+        }
+        if let Some(note) = &self.note {
+            let _ = write!(text, ". Not by fanotify: {note}");
+        }
+        text
     }
 }
 

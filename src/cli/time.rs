@@ -72,6 +72,49 @@ pub(super) fn resolve(
     }
 }
 
+/// The point in time that `text` means; a snapshot or an epoch means when it was closed.
+pub(super) fn instant(
+    text: &str,
+    epochs: &[EpochEntry],
+    now: Timestamp,
+) -> Result<Timestamp, Failure> {
+    let is_name = epochs
+        .iter()
+        .any(|entry| entry.name.as_deref() == Some(text));
+    if !is_name && let Some(Moment::At(time)) = parse(text, now) {
+        return Ok(time);
+    }
+    let entry = resolve(text, epochs, now)?;
+    Ok(Timestamp {
+        secs: entry.time,
+        nanos: entry.nanos,
+    })
+}
+
+/// The newest epoch that was closed by the moment that `text` means, and the one in which what was done at that moment
+/// is: the next one, unless `text` names an epoch. Before the first one that is epoch 0.
+pub(super) fn around(
+    text: &str,
+    epochs: &[EpochEntry],
+    now: Timestamp,
+) -> Result<(Epoch, Epoch), Failure> {
+    let is_name = epochs
+        .iter()
+        .any(|entry| entry.name.as_deref() == Some(text));
+    let Some(Moment::At(time)) = parse(text, now).filter(|_| !is_name) else {
+        let epoch = resolve(text, epochs, now)?.epoch;
+        return Ok((epoch, epoch));
+    };
+    let is_closed = |entry: &&EpochEntry| (entry.time, entry.nanos) <= (time.secs, time.nanos);
+    let closed = epochs
+        .iter()
+        .filter(is_closed)
+        .map(|entry| entry.epoch)
+        .max();
+    let closed = closed.unwrap_or(Epoch(0));
+    Ok((closed, closed.next()))
+}
+
 fn parse(text: &str, now: Timestamp) -> Option<Moment> {
     let text = text.trim();
     if text.eq_ignore_ascii_case("now") {
@@ -378,6 +421,22 @@ mod tests {
         assert_eq!(at("now"), Ok(7));
         assert_eq!(at("four"), Ok(4));
         assert_eq!(at("7"), Ok(7));
+    }
+
+    #[test]
+    fn a_span_of_time_has_the_epochs_in_which_what_was_done_in_it_is() {
+        let epochs = [
+            entry(3, 100, None),
+            entry(4, 200, Some("four")),
+            entry(5, 300, None),
+        ];
+        let at = |text: &str| around(text, &epochs, NOW).map(|(a, b)| (a.0, b.0));
+        assert_eq!(at("1970-01-01"), Ok((0, 1)));
+        assert_eq!(at("1970-01-01T00:01:50Z"), Ok((3, 4)));
+        assert_eq!(at("now"), Ok((5, 6)));
+        assert_eq!(at("four"), Ok((4, 4)));
+        assert_eq!(at("5"), Ok((5, 5)));
+        assert!(at("7").is_err() && at("monday").is_err());
     }
 
     #[test]

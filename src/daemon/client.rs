@@ -3,6 +3,7 @@
 use std::io::{self, BufReader, ErrorKind};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde_json::Value;
 
@@ -41,6 +42,13 @@ impl Client {
                 _ => Err(Error::io("connect to the daemon of", root)(error).into()),
             },
         }
+    }
+
+    /// Gives up on a daemon that says nothing for this long.
+    pub fn with_patience(self, patience: Duration) -> Result<Client, Failure> {
+        let limited = self.stream.set_read_timeout(Some(patience));
+        limited.map_err(|error| self.broken(error))?;
+        Ok(self)
     }
 
     /// Asks, and waits for the end. `progress` says whether to go on; when it does not, the daemon is left

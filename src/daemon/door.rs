@@ -11,7 +11,8 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 
 use crate::error::{Error, Result};
 use crate::fuse::Notifier;
-use crate::types::Ino;
+use crate::types::{AccountId, Ino};
+use crate::volume::account_tree::number_in;
 use crate::volume::feed::Witness;
 
 /// What may wait to be told: some 100 bytes each.
@@ -33,12 +34,12 @@ pub struct Door {
 }
 
 impl Door {
-    /// Opens it for the mount behind `notifier`.
-    pub fn open(notifier: Notifier) -> Result<Arc<Door>> {
+    /// Opens it for the mount behind `notifier`, of the whole volume or of `account` alone.
+    pub fn open(notifier: Notifier, account: Option<AccountId>) -> Result<Arc<Door>> {
         let (words, queue) = bounded(WAITING_MAX);
         let thread = thread::Builder::new()
             .name("door".into())
-            .spawn(move || tell(&queue, &notifier))
+            .spawn(move || tell(&queue, &notifier, account))
             .map_err(Error::io("start", "the door's thread"))?;
         Ok(Arc::new(Door {
             words,
@@ -89,11 +90,13 @@ impl Witness for Door {
     }
 }
 
-fn tell(queue: &Receiver<Word>, notifier: &Notifier) {
+fn tell(queue: &Receiver<Word>, notifier: &Notifier, account: Option<AccountId>) {
     for word in queue {
         let told = match word {
-            Word::Entry(parent, name) => notifier.invalidate_entry(parent, &name),
-            Word::Inode(ino) => notifier.invalidate_inode(ino),
+            Word::Entry(parent, name) => {
+                notifier.invalidate_entry(number_in(account, parent), &name)
+            }
+            Word::Inode(ino) => notifier.invalidate_inode(number_in(account, ino)),
             Word::Settle(answer) => {
                 // Who asked may have given up.
                 let _ = answer.send(());

@@ -5,9 +5,10 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use crate::daemon::failure::{Failure, FailureKind};
-use crate::daemon::protocol::{BucketPlace, Progress, Request, Until};
+use crate::daemon::protocol::{BucketPlace, FileProgress, Progress, Request, Until};
+use crate::restore::{self, Undelete};
 use crate::scan::source;
-use crate::types::{AccountId, Ino};
+use crate::types::{AccountId, Ino, unescape};
 use crate::upload::UploadState;
 use crate::volume::choice::Choice;
 use crate::volume::place::{self, Look};
@@ -67,6 +68,7 @@ pub fn perform(
             volume.look_for_store();
             Ok(json!({ "store": volume.settings().store }))
         }
+        Request::Account { uuid, change } => value(&volume.change_tenancy(uuid, *change)?),
         Request::Limits { change: None } => value(&volume.limits()),
         Request::Limits {
             change: Some(change),
@@ -83,6 +85,7 @@ pub fn perform(
             value(&source)
         }
         Request::SourceList => value(&source::list(volume)?),
+        Request::Undelete { .. } => undelete(volume, request, progress),
         Request::Umount { .. }
         | Request::Stop { .. }
         | Request::Follow
@@ -94,6 +97,46 @@ pub fn perform(
             volume.root().display()
         ))),
     }
+}
+
+fn undelete(
+    volume: &Volume,
+    request: &Request,
+    progress: &mut dyn FnMut(Progress) -> bool,
+) -> Result<Value, Failure> {
+    let Request::Undelete {
+        item,
+        after,
+        until,
+        into,
+        dry_run,
+    } = request
+    else {
+        return Err(Failure::failed("that is no undelete"));
+    };
+    let bytes = |text: &String| {
+        unescape(text).ok_or_else(|| Failure::usage(format!("'{text}' is no path")))
+    };
+    let what = Undelete {
+        item: bytes(item)?,
+        after: *after,
+        until: *until,
+        into: into.as_ref().map(bytes).transpose()?,
+        dry_run: *dry_run,
+    };
+    let report = restore::undelete(volume, &what, &mut |so_far| {
+        progress(Progress {
+            step: "bringing back".into(),
+            files: Some(FileProgress {
+                done: so_far.items,
+                total: None,
+                read_bytes: 0,
+                stored_bytes: 0,
+            }),
+            ..Progress::default()
+        })
+    })?;
+    value(&report)
 }
 
 fn store_set(volume: &Volume, choice: &Choice, look: Look<'_>) -> Result<Value, Failure> {

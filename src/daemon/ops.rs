@@ -276,24 +276,26 @@ mod tests {
         }
     }
 
-    fn until_stopped(handle: &OpHandle) -> Result<Value, Failure> {
+    fn until_stopped(handle: &OpHandle) -> Value {
         while !handle.stop().load(Ordering::Relaxed) {
             handle.tell(Progress::default());
             thread::sleep(Duration::from_millis(1));
         }
-        Ok(json!("stopped"))
+        json!("stopped")
     }
 
     #[test]
     fn two_operations_on_the_same_do_not_run_and_a_stopped_one_ends() {
         let ops = Arc::new(Ops::default());
-        let id = ops.start(what("a"), until_stopped).unwrap();
-        let second = ops.start(what("a"), until_stopped).unwrap_err();
+        let id = ops.start(what("a"), |op| Ok(until_stopped(op))).unwrap();
+        let second = ops
+            .start(what("a"), |op| Ok(until_stopped(op)))
+            .unwrap_err();
         assert!(
             second.text.contains("runs already, operation 1"),
             "{second:?}"
         );
-        let other = ops.start(what("b"), until_stopped).unwrap();
+        let other = ops.start(what("b"), |op| Ok(until_stopped(op))).unwrap();
         assert!(
             ops.follow(id, &mut |_| false).is_err(),
             "nobody has to wait"

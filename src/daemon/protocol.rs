@@ -10,8 +10,10 @@ use serde_json::Value;
 
 use crate::daemon::failure::Failure;
 use crate::scan::source::Source;
+use crate::types::Epoch;
 use crate::volume::Durability;
 use crate::volume::limits::LimitChange;
+use crate::volume::tenancy::AccountChange;
 use crate::volume::update::SettingsChange;
 
 /// Longest line that is read: a list of epochs is the longest thing said.
@@ -126,6 +128,26 @@ pub enum Request {
     StoreReopen,
     /// Look for an external volume that is away now, and not at the end of a pause.
     StoreLook,
+    /// Disable, enable or delete an account.
+    Account {
+        /// Its UUID.
+        uuid: String,
+        /// What becomes of it.
+        change: AccountChange,
+    },
+    /// Bring back what was deleted.
+    Undelete {
+        /// Below what, as `types::escape` writes it.
+        item: String,
+        /// After this epoch,
+        after: Epoch,
+        /// and not after this one.
+        until: Epoch,
+        /// Where to, in place of where it was.
+        into: Option<String>,
+        /// Only tell.
+        dry_run: bool,
+    },
     /// Take the mount away, then end.
     Umount {
         /// Where it stands.

@@ -9,6 +9,7 @@ use crate::clock::{Clock, SystemClock};
 use crate::daemon::failure::{Failure, FailureKind};
 use crate::daemon::ops::{OpHandle, What};
 use crate::daemon::protocol::{FileProgress, Progress, ScanRequest};
+use crate::daemon::watch::Watches;
 use crate::scan::report::Report;
 use crate::scan::run::{Ask, Scope, Standing, Watcher, scan};
 use crate::scan::source::{self, Source};
@@ -80,10 +81,15 @@ impl Plan {
     }
 
     /// Does it.
-    pub fn run(self, volume: &Arc<Volume>, handle: &OpHandle) -> Result<Value, Failure> {
+    pub fn run(
+        self,
+        volume: &Arc<Volume>,
+        watches: &Watches,
+        handle: &OpHandle,
+    ) -> Result<Value, Failure> {
         let mut reports = Vec::new();
         for source in &self.sources {
-            let report = one(volume, source, &self.ask, handle)?;
+            let report = watches.scan(source, &self.ask, |ask| one(volume, source, ask, handle))?;
             let is_over = report.stopped;
             reports.push(report);
             if is_over {
@@ -136,7 +142,13 @@ fn with_accounts(
     Ok(if known.is_empty() { sources } else { known })
 }
 
-fn one(volume: &Volume, source: &Source, ask: &Ask, handle: &OpHandle) -> Result<Report, Failure> {
+/// Scans one source.
+pub fn one(
+    volume: &Volume,
+    source: &Source,
+    ask: &Ask,
+    handle: &OpHandle,
+) -> Result<Report, Failure> {
     let clock: &dyn Clock = &SystemClock;
     let progress = |standing: &Standing| handle.tell(step(source, standing));
     let watcher = Watcher {

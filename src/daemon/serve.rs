@@ -17,12 +17,14 @@ use crate::daemon::control::{Control, Respond};
 use crate::daemon::door::Door;
 use crate::daemon::failure::Failure;
 use crate::daemon::operations::{Meter, leftover, perform};
-use crate::daemon::ops::Ops;
+use crate::daemon::ops::{OpHandle, Ops};
 use crate::daemon::protocol::{Progress, Request, ScanRequest};
 use crate::daemon::scanning::Plan;
+use crate::daemon::watch::Watches;
 use crate::daemon::{mounts, signals};
 use crate::error::{Error, Result};
 use crate::fuse::Mounted;
+use crate::types::AccountId;
 use crate::volume::Volume;
 use crate::volume::feed::Witness;
 
@@ -35,6 +37,8 @@ const DRAIN_ON_SIGNAL: Duration = Duration::from_secs(3);
 const BUSY_PATIENCE: Duration = Duration::from_secs(5);
 /// Operations get this long to come to a stop: a source that hangs holds nobody up.
 const OPS_PATIENCE: Duration = Duration::from_secs(2);
+/// A scan that finds another one of the same source tries again this often, when that was one of a watched source.
+const SCAN_ATTEMPTS: u32 = 3;
 /// Those who are told the end may take this long to read it.
 const FAREWELL: Duration = Duration::from_secs(2);
 /// Events that may wait: each comes from a person.
@@ -52,12 +56,15 @@ enum Event {
 #[derive(Debug)]
 pub struct Serving {
     volume: Arc<Volume>,
+    /// The mount shows this account alone.
+    account: Option<AccountId>,
     mounted: Mutex<Option<Arc<Mounted>>>,
     /// How long whoever took the mount away lets uploads go on. Held while it is being taken away: the mount
     /// may be gone long before the kernel is through with a million inodes, and umount(2) returns.
     wish: Mutex<Option<Duration>>,
     since: i64,
     ops: Arc<Ops>,
+    watches: Arc<Watches>,
     life: Mutex<Life>,
     changed: Condvar,
     events: Sender<Event>,
@@ -92,16 +99,24 @@ impl Phase {
 }
 
 impl Serving {
-    /// Serves `volume`, opened at `since` (seconds since 1970). Requests are answered from here on.
-    pub fn start(volume: Arc<Volume>, since: i64) -> Result<(Arc<Serving>, Control), Failure> {
+    /// Serves `volume`, opened at `since` (seconds since 1970), and mounted whole or `account` alone. Requests are
+    /// answered from here on.
+    pub fn start(
+        volume: Arc<Volume>,
+        account: Option<AccountId>,
+        since: i64,
+    ) -> Result<(Arc<Serving>, Control), Failure> {
         let (events, incoming) = bounded(EVENTS_MAX);
         let root = volume.root().to_owned();
+        let ops = Arc::<Ops>::default();
         let serving = Arc::new(Serving {
+            watches: Watches::new(Arc::clone(&volume), Arc::clone(&ops)),
             volume,
+            account,
             mounted: Mutex::default(),
             wish: Mutex::default(),
             since,
-            ops: Arc::default(),
+            ops,
             life: Mutex::default(),
             changed: Condvar::new(),
             events,
@@ -123,11 +138,12 @@ impl Serving {
         let mounted = mounted.map(Arc::new);
         self.mounted_slot().clone_from(&mounted);
         let door = match &mounted {
-            Some(mounted) => Some(Door::open(mounted.notifier())?),
+            Some(mounted) => Some(Door::open(mounted.notifier(), self.account)?),
             None => None,
         };
         self.volume
             .set_witness(door.clone().map(|door| door as Arc<dyn Witness>));
+        self.watches.begin()?;
         self.life().phase = Phase::Serving;
         watch(mounted.as_ref(), &self.events)?;
         if ready().is_err() {
@@ -160,7 +176,7 @@ impl Serving {
         request: &Request,
         progress: &mut dyn FnMut(Progress) -> bool,
     ) -> Result<Value, Failure> {
-        let (serving, control) = Serving::start(volume, since)?;
+        let (serving, control) = Serving::start(volume, None, since)?;
         serving.life().phase = Phase::Serving;
         let outcome = serving.respond(request, progress);
         let closed = serving.close(Duration::ZERO);
@@ -178,18 +194,35 @@ impl Serving {
         request: &ScanRequest,
         progress: &mut dyn FnMut(Progress) -> bool,
     ) -> Result<Value, Failure> {
-        let plan = Plan::new(&self.volume, request)?;
-        let what = plan.what(SystemClock.now().secs);
-        let volume = Arc::clone(&self.volume);
-        let id = self
-            .ops
-            .start(what, move |handle| plan.run(&volume, handle))?;
-        self.ops.follow(id, progress)
+        let mut attempts_left = SCAN_ATTEMPTS;
+        loop {
+            let plan = Plan::new(&self.volume, request)?;
+            let what = plan.what(SystemClock.now().secs);
+            let (volume, watches) = (Arc::clone(&self.volume), Arc::clone(&self.watches));
+            let work = move |handle: &OpHandle| plan.run(&volume, &watches, handle);
+            match self.ops.start(what, work) {
+                Ok(id) => return self.ops.follow(id, progress),
+                Err(busy) if attempts_left == 0 => return Err(busy),
+                Err(_) => attempts_left -= 1,
+            }
+            // One that nobody asked for, of a source that changes just now, is no reason to refuse.
+            if let Some(id) = self.watches.running() {
+                let mut is_left = false;
+                let outcome = self.ops.follow(id, &mut |step| {
+                    is_left = !progress(step);
+                    !is_left
+                });
+                if is_left {
+                    return outcome;
+                }
+            }
+        }
     }
 
     fn close(&self, drain: Duration) -> Result<Value, Failure> {
         self.life().phase = Phase::Closing;
         tracing::info!(path = %self.volume.root().display(), ?drain, "closing");
+        self.watches.end();
         self.ops.stop_all(OPS_PATIENCE);
         let mut meter = Meter::default();
         let closed = self.volume.close(drain, &mut |status| {
@@ -233,6 +266,7 @@ impl Serving {
                 "mountpoint": self.mountpoint(),
             });
             status.insert("daemon".into(), daemon);
+            status.insert("watch".into(), to_value(&self.watches.status())?);
         }
         Ok(status)
     }
@@ -336,6 +370,11 @@ impl Respond for Serving {
                 Detached::Whole => self.follow(progress),
                 Detached::StillBusy => Ok(json!({ "is_busy": true })),
             },
+            Request::SourceAdd { .. } | Request::SourceRemove { .. } => {
+                let done = perform(&self.volume, request, progress);
+                self.watches.ring();
+                done
+            }
             Request::Scan(scan) => self.scan(scan, progress),
             Request::Ops => to_value(&self.ops.list()),
             Request::OpsWatch { id } => self.ops.follow(*id, progress),

@@ -6,6 +6,7 @@ pub mod check;
 mod external;
 pub mod fix;
 pub mod fleet;
+pub mod look;
 mod packs;
 pub mod take_over;
 mod tree;

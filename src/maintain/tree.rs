@@ -22,6 +22,7 @@ use crate::maintain::check::CheckReport;
 use crate::maintain::packs::Ledgered;
 use crate::meta::view::{View, ViewRange};
 use crate::types::{AccountId, FileKind, Ino};
+use crate::volume::account::AccountRecord;
 
 pub(super) const ADVICE: &str =
     "mount an earlier moment (tidefs mount --at) and copy from there what this one has lost";
@@ -316,6 +317,7 @@ impl Walk<'_> {
         };
         let names_meant = match kind {
             _ if node.ino == Ino::ROOT => 0,
+            _ if is_root && self.is_deleted(node.ino.account())? => 0,
             FileKind::Dir => 1,
             _ => node.nlink,
         };
@@ -337,6 +339,13 @@ impl Walk<'_> {
             self.add(object, reason);
         }
         Ok(())
+    }
+
+    /// Whether an account was deleted with all that was in it: then no name leads to it.
+    fn is_deleted(&self, account: AccountId) -> Result<bool> {
+        let record = self.view.get(&keys::account(account))?;
+        let record = record.and_then(|bytes| AccountRecord::decode(&bytes).ok());
+        Ok(record.is_some_and(|record| record.deleted.is_some()))
     }
 
     /// Walks from a directory up to one that is known to be reachable.

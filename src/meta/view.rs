@@ -14,7 +14,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use crate::error::{Error, Result};
-use crate::format::segment::{CacheUse, Segment};
+use crate::format::segment::{CacheUse, Entry, Found, Segment};
 use crate::types::Epoch;
 
 use merge::Merge;
@@ -53,9 +53,14 @@ impl View {
 
     /// The value of `key` at this moment.
     pub fn get(&self, key: &[u8]) -> Result<Option<Bytes>> {
+        Ok(self.newest(key)?.and_then(|found| found.value))
+    }
+
+    /// The newest entry of `key` at this moment, also where it is a tombstone.
+    pub fn newest(&self, key: &[u8]) -> Result<Option<Found>> {
         for segment in self.segments.iter().rev() {
             if let Some(found) = segment.get(key, self.at)? {
-                return Ok(found.value);
+                return Ok(Some(found));
             }
         }
         Ok(None)
@@ -73,6 +78,38 @@ impl View {
             merge: Merge::new(cursors),
             decided: None,
         }
+    }
+}
+
+impl View {
+    /// Every version of the keys from `from` to `to` up to this moment: the keys in order, and of each the newest
+    /// first. Ends after an error.
+    pub fn versions(&self, from: &[u8], to: Bound<&[u8]>, cache_use: CacheUse) -> ViewVersions {
+        let visible = self
+            .segments
+            .iter()
+            .filter(|segment| segment.summary().first <= self.at);
+        let cursors = visible.map(|segment| segment.cursor(from, to, cache_use));
+        ViewVersions {
+            at: self.at,
+            merge: Merge::new(cursors),
+        }
+    }
+
+    /// Every version of one key up to this moment, the newest first.
+    pub fn versions_of(&self, key: &[u8]) -> Result<Vec<Entry>> {
+        let mut known = Vec::new();
+        for segment in &self.segments {
+            // Its filter spares most segments the look.
+            if segment.get(key, self.at)?.is_some() {
+                known.push(segment.cursor(key, Bound::Included(key), CacheUse::Fill));
+            }
+        }
+        let versions = ViewVersions {
+            at: self.at,
+            merge: Merge::new(known.into_iter()),
+        };
+        versions.collect()
     }
 }
 
@@ -122,6 +159,32 @@ impl ViewRange {
 
 impl Iterator for ViewRange {
     type Item = Result<(Bytes, Bytes)>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        self.step().transpose()
+    }
+}
+
+/// All versions of a view's range; made by [`View::versions`].
+#[derive(Debug)]
+pub struct ViewVersions {
+    at: Epoch,
+    merge: Merge,
+}
+
+impl ViewVersions {
+    fn step(&mut self) -> Result<Option<Entry>> {
+        while let Some(cursor) = self.merge.advance()? {
+            if cursor.epoch() <= self.at {
+                return Ok(Some(cursor.entry()));
+            }
+        }
+        Ok(None)
+    }
+}
+
+impl Iterator for ViewVersions {
+    type Item = Result<Entry>;
 
     fn next(&mut self) -> Option<Self::Item> {
         self.step().transpose()

@@ -13,6 +13,7 @@ use crate::restore::existing::is_same;
 use crate::restore::plan::{Batch, DirNode, Entered, Walked};
 use crate::restore::report::Obstacle;
 use crate::restore::run::Run;
+use crate::restore::write::view_of;
 use crate::types::escape;
 use crate::volume::tree::MODE_BITS;
 
@@ -72,6 +73,7 @@ impl Walked for Walking<'_> {
                     name: Some(found.name),
                     ino: found.ino,
                     inode: found.inode,
+                    state: found.state,
                     is_new,
                 };
                 Some((Arc::new(node), dir))
@@ -143,7 +145,7 @@ impl Run<'_> {
         };
         let dir = writer.dest.dir(node.names().into_iter());
         let dir = dir.map_err(Obstacle::call("open it"))?;
-        let xattrs = xattrs_of(self.tree.view(), node.ino)?;
+        let xattrs = xattrs_of(&view_of(self.tree, node.state), node.ino)?;
         if !node.is_new {
             let found = fstat(&dir).map_err(Obstacle::call("look at it"))?;
             let has_all = crate::restore::attributes::has_xattrs(&dir, &xattrs);

@@ -12,6 +12,7 @@ use crate::restore::existing::{Existing, kind_of, look};
 use crate::restore::plan::{DirNode, Leaf, Place};
 use crate::restore::report::Obstacle;
 use crate::restore::run::{Overwrite, Run};
+use crate::restore::write::view_of;
 
 /// How a name was dealt with.
 enum Done {
@@ -69,7 +70,7 @@ impl Run<'_> {
 
     fn xattrs(&self, leaf: &Leaf) -> Result<Xattrs> {
         if leaf.has_xattrs {
-            xattrs_of(self.tree.view(), leaf.ino)
+            xattrs_of(&view_of(self.tree, leaf.state), leaf.ino)
         } else {
             Ok(Vec::new())
         }

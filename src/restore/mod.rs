@@ -1,8 +1,8 @@
-//! Getting it back: the items of a moment, written into a directory.
+//! Getting it back: the items of a moment, written into a directory; and deleted ones, back in place.
 //!
 //! In reading order: `report` (what is told), `name` and `dest` (nothing is written outside the destination, whatever
 //! the volume says), `target` (the destination as a whole), `plan` (what there is, in batches), `existing` (what stands
-//! there already), `dirs`, `leaf`, `write`, `attributes` and `links` (one item), `run` (all of them, in the order in which packs are read). What was typed, and where the
+//! there already), `dirs`, `leaf`, `write`, `attributes` and `links` (one item), `run` (all of them, in the order in which packs are read), `undelete`. What was typed, and where the
 //! moment comes from, may not enter.
 
 mod attributes;
@@ -16,7 +16,9 @@ mod plan;
 mod report;
 mod run;
 mod target;
+mod undelete;
 mod write;
 
 pub use report::{Named, RestoreReport};
-pub use run::{Item, Options, Overwrite, SoFar, find, restore};
+pub use run::{Options, Overwrite, SoFar, restore};
+pub use undelete::{Undelete, undelete};

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use crate::format::keys::NAME_LEN_MAX;
-use crate::types::escape;
+use crate::types::{Epoch, escape};
 
 /// Temporary names begin so; what a stop left of them is removed by the next restore into that directory.
 const TEMPORARY_PREFIX: &str = ".tidefs-restore-";
@@ -61,6 +61,14 @@ pub(super) fn temporary(run: u64, number: u64) -> SafeName {
     )
 }
 
+/// What an item of the past is called where another one has its name by now.
+pub(super) fn beside(name: &[u8], in_epoch: Epoch) -> SafeName {
+    let suffix = format!(".deleted-in-epoch-{in_epoch}");
+    let kept = name.len().min(NAME_LEN_MAX - suffix.len());
+    let kept = name.get(..kept).unwrap_or_default();
+    SafeName([kept, suffix.as_bytes()].concat().into())
+}
+
 /// Whether a run of ours gave this name to something that it did not complete.
 pub(super) fn is_temporary(name: &[u8]) -> bool {
     let Some(rest) = name.strip_prefix(TEMPORARY_PREFIX.as_bytes()) else {
@@ -94,6 +102,13 @@ mod tests {
         for name in [&b"..."[..], b"a\nb", b"caf\xe9", &[b'n'; 255]] {
             assert_eq!(SafeName::parse(name).unwrap().bytes(), name);
         }
+    }
+
+    #[test]
+    fn what_stands_beside_another_has_a_name_that_is_not_too_long() {
+        let beside = |name: &[u8]| beside(name, Epoch(u64::MAX)).bytes().to_vec();
+        assert_eq!(beside(b"a"), b"a.deleted-in-epoch-18446744073709551615");
+        assert_eq!(beside(&[b'n'; 255]).len(), 255);
     }
 
     #[test]

@@ -13,9 +13,11 @@ use crate::error::{Error, Result};
 use crate::format::inode::{self, EntryTarget, Inode};
 use crate::format::keys;
 use crate::meta::view::View;
-use crate::restore::name::SafeName;
+use crate::restore::name::{SafeName, beside};
 use crate::restore::report::Obstacle;
-use crate::types::{FileKind, Ino};
+use crate::types::{Epoch, FileKind, Ino};
+use crate::volume::history::locate::{Standing, standing_of};
+use crate::volume::history::names;
 use crate::volume::namespace;
 
 /// Items of a batch: enough that the packs they need are read once, and some 30 MB of memory.
@@ -35,6 +37,8 @@ pub(super) struct DirNode {
     pub(super) name: Option<SafeName>,
     pub(super) ino: Ino,
     pub(super) inode: Inode,
+    /// The epoch as of which it was last, if it is one that was deleted.
+    pub(super) state: Option<Epoch>,
     /// Made by this run: nothing in it can stand in the way.
     pub(super) is_new: bool,
 }
@@ -89,6 +93,8 @@ impl Place {
 pub(super) struct Leaf {
     pub(super) ino: Ino,
     pub(super) inode: Inode,
+    /// The epoch as of which it was last, if it is one that was deleted.
+    pub(super) state: Option<Epoch>,
     /// One, or several where it has several names in this batch.
     pub(super) places: Vec<Place>,
     pub(super) has_xattrs: bool,
@@ -155,19 +161,54 @@ pub(super) struct Entered {
     pub(super) name: SafeName,
     pub(super) ino: Ino,
     pub(super) inode: Inode,
+    pub(super) state: Option<Epoch>,
+}
+
+/// The moment, and what of it is wanted.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Moment<'a> {
+    pub(super) view: &'a View,
+    /// Also what was deleted before it.
+    pub(super) with_deleted: bool,
+}
+
+/// A name of a directory.
+struct Listed {
+    name: Bytes,
+    target: EntryTarget,
+    gone: Option<Gone>,
+}
+
+/// What was deleted.
+struct Gone {
+    in_epoch: Epoch,
+    /// The epoch of its last state.
+    state: Epoch,
+    inode: Inode,
+    /// Something else had its name after it.
+    is_beside: bool,
 }
 
 struct Frame {
     node: Arc<DirNode>,
+    /// The newest moment at which the directory was there.
+    view: View,
+    standing: Standing,
     after: Option<Bytes>,
-    pending: VecDeque<(Bytes, EntryTarget)>,
+    pending: VecDeque<Listed>,
     is_read: bool,
 }
 
 impl Frame {
-    fn new(node: Arc<DirNode>) -> Frame {
+    fn new(node: Arc<DirNode>, view: &View, standing: Standing) -> Frame {
+        let view = match standing {
+            Standing::Present => view.clone(),
+            Standing::Deleted { in_epoch } => view.as_of(in_epoch),
+        };
         Frame {
             node,
+            view,
+            standing,
             after: None,
             pending: VecDeque::new(),
             is_read: false,
@@ -181,43 +222,97 @@ impl Frame {
     }
 
     /// The next entry.
-    fn next(&mut self, view: &View) -> Result<Option<(Bytes, EntryTarget)>> {
-        if self.pending.is_empty() && !self.is_read {
-            let entries = namespace::entries(view, self.node.ino, self.after.as_deref(), STEP)?;
-            self.is_read = entries.len() < STEP;
-            self.after = entries.last().map(|(name, _)| name.clone());
-            self.pending = entries.into();
+    fn next(&mut self, with_deleted: bool) -> Result<Option<Listed>> {
+        while self.pending.is_empty() && !self.is_read {
+            if with_deleted {
+                self.list_all()?;
+            } else {
+                self.list_present()?;
+            }
         }
         Ok(self.pending.pop_front())
+    }
+
+    fn list_present(&mut self) -> Result<()> {
+        let entries = namespace::entries(&self.view, self.node.ino, self.after.as_deref(), STEP)?;
+        self.is_read = entries.len() < STEP;
+        self.after = entries.last().map(|(name, _)| name.clone());
+        let listed = entries.into_iter().map(|(name, target)| Listed {
+            name,
+            target,
+            gone: None,
+        });
+        self.pending.extend(listed);
+        Ok(())
+    }
+
+    fn list_all(&mut self) -> Result<()> {
+        let names = names::names_of(&self.view, self.node.ino, self.after.as_deref(), STEP)?;
+        self.is_read = names.len() < STEP;
+        self.after = names.last().map(|name| name.name.clone());
+        for name in names {
+            let former = name.former_dirs.iter().map(|span| (span, true));
+            for (span, is_beside) in std::iter::once((&name.newest, false)).chain(former) {
+                let gone = match standing_of(&self.view, span, self.standing)? {
+                    // It goes on under another name.
+                    None => continue,
+                    Some(Standing::Present) => None,
+                    Some(Standing::Deleted { in_epoch }) => {
+                        let last = names::last_inode(&self.view.as_of(in_epoch), span.target.ino)?;
+                        let Some((state, inode)) = last else { continue };
+                        Some(Gone {
+                            in_epoch,
+                            state,
+                            inode,
+                            is_beside,
+                        })
+                    }
+                };
+                self.pending.push_back(Listed {
+                    name: name.name.clone(),
+                    target: span.target,
+                    gone,
+                });
+            }
+        }
+        Ok(())
     }
 }
 
 /// Walks the tree below `root`, which `here` has open, depth first.
-pub(super) fn walk<W: Walked>(view: &View, root: Arc<DirNode>, here: W::Dir, walked: &mut W) {
+pub(super) fn walk<W: Walked>(
+    moment: Moment<'_>,
+    root: Arc<DirNode>,
+    here: W::Dir,
+    walked: &mut W,
+) {
     let mut visited = HashSet::from([root.ino]);
-    let mut stack = vec![Frame::new(root)];
+    let mut stack = vec![Frame::new(root, moment.view, Standing::Present)];
     let mut here = here;
     let mut batch = Batch::default();
-    while let Some(frame) = stack.last_mut() {
+    loop {
+        let depth = stack.len();
+        let Some(frame) = stack.last_mut() else { break };
         if !walked.goes_on() {
             return;
         }
-        let next = frame.next(view).unwrap_or_else(|error| {
+        let next = frame.next(moment.with_deleted).unwrap_or_else(|error| {
             walked.failed(&frame.node, b"", &error.into());
             frame.end();
             None
         });
-        if let Some((name, target)) = next {
+        if let Some(listed) = next {
             let node = Arc::clone(&frame.node);
-            match find(view, &node, &name, target, &mut visited, stack.len()) {
+            match find(&frame.view, &node, &listed, &mut visited, depth) {
                 Ok(Found::Leaf(leaf)) => batch.add(leaf),
                 Ok(Found::Dir(found)) => {
                     if let Some((child, dir)) = walked.enter(&node, &here, found) {
                         here = dir;
-                        stack.push(Frame::new(child));
+                        let below = Frame::new(child, &frame.view, listed.standing());
+                        stack.push(below);
                     }
                 }
-                Err(why) => walked.failed(&node, &name, &why),
+                Err(why) => walked.failed(&node, &listed.name, &why),
             }
         } else {
             batch.finished.extend(stack.pop().map(|frame| frame.node));
@@ -240,28 +335,50 @@ enum Found {
     Dir(Entered),
 }
 
+impl Listed {
+    fn standing(&self) -> Standing {
+        match &self.gone {
+            None => Standing::Present,
+            Some(Gone { in_epoch, .. }) => Standing::Deleted {
+                in_epoch: *in_epoch,
+            },
+        }
+    }
+}
+
 fn find(
     view: &View,
     dir: &Arc<DirNode>,
-    name: &[u8],
-    target: EntryTarget,
+    listed: &Listed,
     visited: &mut HashSet<Ino>,
     depth: usize,
 ) -> Result<Found, Obstacle> {
     let refused = |text: &str| Obstacle::Refused(text.to_owned());
-    let name = SafeName::parse(name)?;
-    let ino = target.ino;
-    let inode = namespace::inode_of(view, ino).map_err(|error| match error {
-        Error::Posix(_) => refused("the volume has no inode of it: it is damaged"),
-        error => error.into(),
-    })?;
+    let mut name = SafeName::parse(&listed.name)?;
+    let ino = listed.target.ino;
+    let (inode, state) = match &listed.gone {
+        Some(gone) => {
+            if gone.is_beside {
+                name = beside(name.bytes(), gone.in_epoch);
+            }
+            (gone.inode.clone(), Some(gone.state))
+        }
+        None => {
+            let inode = namespace::inode_of(view, ino).map_err(|error| match error {
+                Error::Posix(_) => refused("the volume has no inode of it: it is damaged"),
+                error => error.into(),
+            })?;
+            (inode, None)
+        }
+    };
     if inode.kind != FileKind::Dir {
         let dir = Arc::clone(dir);
         return Ok(Found::Leaf(Leaf {
             ino,
             inode,
+            state,
             places: vec![Place { dir, name }],
-            has_xattrs: false,
+            has_xattrs: state.is_some(),
         }));
     }
     if depth >= DEPTH_MAX {
@@ -273,7 +390,12 @@ fn find(
     if !visited.insert(ino) {
         return Err(refused("it is a directory that has another name already"));
     }
-    Ok(Found::Dir(Entered { name, ino, inode }))
+    Ok(Found::Dir(Entered {
+        name,
+        ino,
+        inode,
+        state,
+    }))
 }
 
 /// Notes which leaves have extended attributes: one pass, in place of a search for each.
@@ -306,7 +428,8 @@ pub(super) fn note_xattrs(view: &View, leaves: &mut [Leaf]) -> Result<()> {
             if leaf.ino.account() != account {
                 break;
             }
-            leaf.has_xattrs = tagged.binary_search(&leaf.ino).is_ok();
+            // Of what was deleted they are looked for where it was.
+            leaf.has_xattrs = leaf.state.is_some() || tagged.binary_search(&leaf.ino).is_ok();
             at += 1;
         }
     }

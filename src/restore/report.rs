@@ -3,7 +3,7 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use nix::errno::Errno;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
 use crate::restore::name::BadName;
@@ -12,7 +12,7 @@ use crate::restore::name::BadName;
 const NAMED_MAX: usize = 10_000;
 
 /// An item and what is to be said of it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Named {
     /// Below the destination; bytes that are no text as `\xNN`.
     pub path: String,
@@ -21,7 +21,7 @@ pub struct Named {
 }
 
 /// What a restore did.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RestoreReport {
     /// Items that were written, or would be.
     pub restored: u64,

@@ -14,19 +14,19 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 
 use crate::error::{Error, Result};
 use crate::format::inode::Extent;
-use crate::meta::view::View;
 use crate::restore::attributes::Rights;
 use crate::restore::dirs::Walking;
 use crate::restore::leaf::Hand;
 use crate::restore::links::Links;
 use crate::restore::name::SafeName;
-use crate::restore::plan::{Batch, DirNode, Leaf, Place, note_xattrs, walk};
+use crate::restore::plan::{Batch, DirNode, Leaf, Moment, Place, note_xattrs, walk};
 use crate::restore::report::{Obstacle, Reporting, RestoreReport};
 use crate::restore::target::{Marker, lock, mark, open_dest};
-use crate::restore::write::Writer;
-use crate::types::{BlobLocation, FileKind, Ino, escape};
+use crate::restore::write::{Writer, view_of};
+use crate::types::{BlobLocation, FileKind, Ino};
+use crate::volume::extents;
+use crate::volume::history::locate::Located;
 use crate::volume::view_tree::ViewTree;
-use crate::volume::{extents, namespace};
 
 /// Threads that write, at most: more wait for the same disk.
 const WRITERS_MAX: usize = 8;
@@ -52,45 +52,10 @@ pub struct Options {
     pub overwrite: Overwrite,
     /// Only tell what would be done.
     pub dry_run: bool,
+    /// Also what was deleted, as it was last.
+    pub with_deleted: bool,
     /// Whether all content comes from the external volume: then nothing goes on without it.
     pub is_alone: bool,
-}
-
-/// What to restore: a directory's content, or one item that is none.
-#[derive(Clone, Debug)]
-pub struct Item {
-    /// Which.
-    pub ino: Ino,
-    /// The name under which it is restored, unless it is a directory: that becomes the destination.
-    pub name: Vec<u8>,
-}
-
-/// The item that `path` names, an account and names in it; without any, all accounts.
-pub fn find(view: &View, path: &[u8]) -> Result<Item> {
-    let mut item = Item {
-        ino: Ino::ROOT,
-        name: Vec::new(),
-    };
-    for name in path
-        .split(|byte| *byte == b'/')
-        .filter(|name| !name.is_empty())
-    {
-        let found = namespace::lookup(view, item.ino, name);
-        item.ino = found.map_err(|error| missing(error, path))?.ino;
-        item.name = name.to_vec();
-    }
-    Ok(item)
-}
-
-fn missing(error: Error, path: &[u8]) -> Error {
-    match error {
-        Error::Posix(errno) => Error::Refused(format!(
-            "there is no '{}' at that moment ({}): name the account, then the path in it",
-            escape(path),
-            errno.desc()
-        )),
-        error => error,
-    }
 }
 
 /// How far it is.
@@ -106,15 +71,16 @@ pub struct SoFar {
     pub bytes_total: Option<u64>,
 }
 
-/// Restores `item` into the directory `to`, which is made if it is not there. `progress` says whether to go on.
+/// Restores `item` into the directory `to`, which is made if it is not there: the content of a directory, or one item
+/// under its own name. `tree` shows the newest moment at which it was there. `progress` says whether to go on.
 pub fn restore(
     tree: &ViewTree,
-    item: &Item,
+    item: &Located,
     to: &Path,
     options: Options,
     progress: &mut dyn FnMut(SoFar) -> bool,
 ) -> Result<RestoreReport> {
-    let inode = namespace::inode_of(tree.view(), item.ino)?;
+    let inode = item.inode.clone();
     let is_dir = inode.kind == FileKind::Dir;
     let (dest, is_ours) = open_dest(to, options.dry_run)?;
     let dest = dest.as_ref();
@@ -140,6 +106,7 @@ pub fn restore(
         name: None,
         ino: item.ino,
         inode,
+        state: None,
         is_new: dest.is_none(),
     });
     let single = (!is_dir).then(|| single(&root, item)).transpose()?;
@@ -156,11 +123,14 @@ pub fn restore(
     Ok(run.into_report())
 }
 
-fn single(root: &Arc<DirNode>, item: &Item) -> Result<Leaf> {
-    let name = SafeName::parse(&item.name).map_err(|bad| Error::Refused(bad.to_string()))?;
+fn single(root: &Arc<DirNode>, item: &Located) -> Result<Leaf> {
+    let name = item.path.rsplit(|byte| *byte == b'/').next();
+    let name = SafeName::parse(name.unwrap_or_default());
+    let name = name.map_err(|bad| Error::Refused(bad.to_string()))?;
     Ok(Leaf {
         ino: item.ino,
         inode: root.inode.clone(),
+        state: None,
         places: vec![Place {
             dir: Arc::clone(root),
             name,
@@ -289,7 +259,11 @@ impl Run<'_> {
             None => None,
         };
         let mut walking = Walking { run: self, batches };
-        walk(self.tree.view(), Arc::clone(root), here, &mut walking);
+        let moment = Moment {
+            view: self.tree.view(),
+            with_deleted: self.options.with_deleted,
+        };
+        walk(moment, Arc::clone(root), here, &mut walking);
         self.counted_all();
     }
 
@@ -335,7 +309,8 @@ impl Run<'_> {
             return leaf.inode.extents.first().map(|extent| extent.location);
         }
         // What cannot be read now is told when the file is written.
-        let found = extents::some_from(self.tree.view(), leaf.ino, &leaf.inode, 0).ok()?;
+        let found =
+            extents::some_from(&*view_of(self.tree, leaf.state), leaf.ino, &leaf.inode, 0).ok()?;
         found.first().map(|extent: &Extent| extent.location)
     }
 

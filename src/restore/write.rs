@@ -1,5 +1,6 @@
 //! One item that is no directory: made under a temporary name, complete, then given its own.
 
+use std::borrow::Cow;
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
@@ -11,13 +12,14 @@ use nix::unistd::{linkat, symlinkat};
 use crate::error::Error;
 use crate::fetch::ReadPlan;
 use crate::format::inode::Extent;
+use crate::meta::view::View;
 use crate::restore::attributes::{Rights, Xattrs};
 use crate::restore::dest::{Dest, give_name, handle, make_file, remove};
 use crate::restore::existing::{device_of, flag_of, kind_of};
 use crate::restore::name::SafeName;
 use crate::restore::plan::Leaf;
 use crate::restore::report::Obstacle;
-use crate::types::FileKind;
+use crate::types::{Epoch, FileKind};
 use crate::volume::extents;
 use crate::volume::view_tree::ViewTree;
 
@@ -175,11 +177,12 @@ impl Writer<'_> {
             )));
         }
         let file = File::from(make_file(dir, name).map_err(Obstacle::call("make it"))?);
+        let view = view_of(self.tree, leaf.state);
         let mut written = 0;
         let mut end = 0;
         let mut from = 0;
         loop {
-            let found = extents::some_from(self.tree.view(), leaf.ino, &leaf.inode, from)?;
+            let found = extents::some_from(&*view, leaf.ino, &leaf.inode, from)?;
             let Some(last) = found.last().map(Extent::end) else {
                 break;
             };
@@ -202,6 +205,14 @@ impl Writer<'_> {
             file.set_len(size).map_err(write_error)?;
         }
         Ok(Some((file.into(), written)))
+    }
+}
+
+/// The metadata in which something is as it is, or was last.
+pub(super) fn view_of(tree: &ViewTree, state: Option<Epoch>) -> Cow<'_, View> {
+    match state {
+        Some(state) => Cow::Owned(tree.view().as_of(state)),
+        None => Cow::Borrowed(tree.view()),
     }
 }
 

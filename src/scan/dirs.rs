@@ -255,10 +255,16 @@ impl At<'_, '_> {
                     Some((_, inode)) if has_content_of(&inode, seen) => {
                         self.without_reading(name, seen)
                     }
-                    _ => self.read_later(name, seen, false),
+                    _ => {
+                        self.read_later(name, seen, false);
+                        Ok(())
+                    }
                 }
             }
-            verdict => self.read_later(name, seen, verdict == Verdict::Same),
+            verdict => {
+                self.read_later(name, seen, verdict == Verdict::Same);
+                Ok(())
+            }
         }
     }
 
@@ -292,7 +298,7 @@ impl At<'_, '_> {
             Put::Blocked(ino) => {
                 return task.account.blocked(task.ino, name, ino, task.clone());
             }
-            Put::Unknown => return self.read_later(name, seen, false),
+            Put::Unknown => self.read_later(name, seen, false),
         }
         Ok(())
     }
@@ -310,7 +316,7 @@ impl At<'_, '_> {
         Ok(())
     }
 
-    fn read_later(&mut self, name: &[u8], seen: &Seen, is_verify: bool) -> Result<()> {
+    fn read_later(&mut self, name: &[u8], seen: &Seen, is_verify: bool) {
         self.group.push(FileWork {
             name: name.into(),
             seen: *seen,
@@ -320,7 +326,6 @@ impl At<'_, '_> {
         if self.group.len() >= GROUP_FILES || self.group_bytes >= GROUP_BYTES {
             self.hand_on();
         }
-        Ok(())
     }
 
     fn hand_on(&mut self) {

@@ -8,9 +8,11 @@ use bytes::Bytes;
 
 use crate::error::Result;
 use crate::scan::accounts::{Found, joined};
+use crate::scan::compare::{Verdict, compare, is_settled, item_of};
 use crate::scan::dirs::DirTask;
-use crate::scan::look::{look, open_dir};
+use crate::scan::look::{look, open_dir, xattrs};
 use crate::scan::plan::ByIno;
+use crate::scan::report::bump;
 use crate::scan::run::{Dirty, Scan};
 use crate::types::FileKind;
 
@@ -58,12 +60,31 @@ pub fn tasks<'d>(
     let mut found = ByIno::new();
     for dir in dirs {
         let task = nearest(scan, root, dir)?;
+        renew(scan, &task)?;
         found.insert(task.ino, task);
     }
     if found.is_empty() {
         found.insert(root.ino, root.clone());
     }
     Ok(found.into_values().collect())
+}
+
+/// What is said of the directory itself, which no directory above it is looked at for.
+fn renew(scan: &Scan<'_>, task: &DirTask) -> Result<()> {
+    let inode = scan.volume.inode(task.ino)?;
+    if compare(&task.seen, task.place, &inode) == Verdict::Same {
+        return Ok(());
+    }
+    let is_settled = is_settled(&task.seen, scan.clock.now());
+    let mut item = item_of(&task.seen, task.place, is_settled);
+    match xattrs(&task.parent, &task.entry) {
+        Ok(xattrs) => item.xattrs = Some(xattrs),
+        Err(error) => return scan.cannot_read(&task.account, &task.path, &error),
+    }
+    task.account
+        .feed(scan, |feed| feed.change(task.ino, &item))?;
+    bump(&task.account.tally.attributes);
+    Ok(())
 }
 
 fn nearest(scan: &Scan<'_>, root: &DirTask, dir: &[u8]) -> Result<DirTask> {

@@ -59,7 +59,7 @@ pub fn read_files(scan: &Scan<'_>, reader: &mut FileReader, task: &FilesTask) ->
         let outcome = one(scan, reader, task, work);
         let account = &task.dir_task.account;
         for tally in [&account.tally, &scan.progress] {
-            bump(&tally.read_files);
+            add(&tally.read_files, u64::from(outcome.is_ok()));
             add(&tally.read_bytes, reader.read_bytes - read_before);
             add(&tally.stored_bytes, reader.stored_bytes - stored_before);
         }

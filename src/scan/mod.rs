@@ -4,6 +4,7 @@
 //! (what is found there, and what is not entered), `run` (a scan from beginning to report), `plan` (which accounts),
 //! `dirs` and `compare` (name by name, by what `stat` tells), `files` and `read` (what has to be read), `put` (into the
 //! volume), `account`, `goners`, `guard` (what is gone, and when that is believed), `report`.
+//! `watch` gathers where something changed.
 //! `look`, `names` and `listing` are how both sides are read, `queue` and `throttle` how fast.
 //!
 //! Everything enters the volume through [`crate::volume::feed`]. Whoever watches a source has [`source::list`], and
@@ -31,3 +32,4 @@ pub mod run;
 pub mod skips;
 pub mod source;
 pub mod throttle;
+pub mod watch;

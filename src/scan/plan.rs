@@ -14,8 +14,8 @@ use crate::scan::dirs::DirTask;
 use crate::scan::dirty;
 use crate::scan::guard::{self, Going};
 use crate::scan::look::{look, xattrs};
-use crate::scan::report::bump;
-use crate::scan::run::{Scan, Scope, Task};
+use crate::scan::report::{AccountReport, Counts, bump};
+use crate::scan::run::{Dirty, Scan, Scope, Task};
 use crate::types::{Ino, escape};
 use crate::volume::account::{AccountRecord, Fed};
 use crate::volume::fed::AccountEntry;
@@ -27,6 +27,13 @@ struct Known {
     fed: Fed,
     /// Number of its directory's inode in the source.
     number: Option<u64>,
+}
+
+impl Known {
+    /// Whether somebody said that nothing is to change it.
+    fn is_disabled(&self) -> bool {
+        self.entry.name.is_some() && self.entry.record.disabled.is_some()
+    }
 }
 
 /// What becomes of a directory that is an account.
@@ -81,13 +88,22 @@ pub fn all(scan: &Scan<'_>, root: &Arc<OwnedFd>) -> Result<()> {
         let path = crate::types::unescape(&known.fed.path).unwrap_or_default();
         errors.iter().any(|(error, _)| path.starts_with(error))
     };
-    gone.retain(|known| !is_below_error(known) && is_asked(scan, known.entry.name.as_deref()));
+    let may_go = |known: &Known| {
+        matches!(scan.ask.scope, Scope::DirtyAccounts(_))
+            || is_asked(scan, known.entry.name.as_deref())
+    };
+    gone.retain(|known| !is_below_error(known) && may_go(known));
     check_scope(scan, &matches, &gone)?;
-    let is_meant =
-        |one: &Match| is_asked(scan, Some(&one.found.name)) || is_dirty(scan, &one.found.path);
+    let is_meant = |one: &Match| {
+        is_asked(scan, Some(&one.found.name))
+            || is_dirty(scan, &one.found.path)
+            || is_another(scan, one)
+    };
     run(scan, matches.into_iter().filter(is_meant).collect())?;
     for known in gone {
-        if !scan.is_stopped() {
+        if known.is_disabled() {
+            pass_over(scan, &known);
+        } else if !scan.is_stopped() {
             remove(scan, &known)?;
         }
     }
@@ -98,15 +114,23 @@ fn is_asked(scan: &Scan<'_>, name: Option<&[u8]>) -> bool {
     match &scan.ask.scope {
         Scope::All => true,
         Scope::Accounts(names) => name.is_some_and(|name| names.contains(name)),
-        Scope::Dirty(_) => false,
+        Scope::Dirty(_) | Scope::DirtyAccounts(_) => false,
     }
 }
 
 fn is_dirty(scan: &Scan<'_>, path: &[u8]) -> bool {
-    match &scan.ask.scope {
-        Scope::Dirty(dirty) => dirty.iter().any(|dirty| dirty.account == path),
-        _ => false,
-    }
+    let dirty = scan.ask.scope.dirty().unwrap_or_default();
+    dirty.iter().any(|dirty| dirty.account == path)
+}
+
+/// Whether the scan is about which accounts there are, and the directory is not the one that the account had.
+fn is_another(scan: &Scan<'_>, one: &Match) -> bool {
+    let is_as_before = one.known.as_ref().is_some_and(|known| {
+        known.entry.name.is_some()
+            && known.fed.path == escape(&one.found.path)
+            && known.number == Some(one.found.seen.number)
+    });
+    matches!(scan.ask.scope, Scope::DirtyAccounts(_)) && !is_as_before
 }
 
 /// Names that were asked for and are nowhere.
@@ -193,6 +217,10 @@ fn run(scan: &Scan<'_>, matches: Vec<Match>) -> Result<()> {
             if scan.is_stopped() {
                 return Ok(());
             }
+            if let Some(known) = one.known.as_ref().filter(|known| known.is_disabled()) {
+                pass_over(scan, known);
+                continue;
+            }
             if is_verified(scan, &one) {
                 continue;
             }
@@ -219,6 +247,17 @@ fn run(scan: &Scan<'_>, matches: Vec<Match>) -> Result<()> {
     }
     scan.run();
     Ok(())
+}
+
+/// Leaves an account that is disabled as it is, and says so.
+fn pass_over(scan: &Scan<'_>, known: &Known) {
+    let name = known.entry.name.as_deref().unwrap_or_default();
+    let report = AccountReport {
+        account: escape(name),
+        event: "disabled".into(),
+        counts: Counts::default(),
+    };
+    scan.report(|all| all.enter(report));
 }
 
 /// Whether this deep scan has been through it already, before it was stopped.
@@ -250,8 +289,9 @@ fn prepare(scan: &Scan<'_>, one: &Match) -> Result<()> {
         }
         Some(known) => (known.entry.id, adapt(scan, found, known)?),
     };
-    let is_whole = !matches!(&scan.ask.scope, Scope::Dirty(dirty)
-        if dirty.iter().any(|dirty| dirty.account == found.path && dirty.dirs.is_some()));
+    let dirty = scan.ask.scope.dirty().unwrap_or_default();
+    let some_dirs = |dirty: &Dirty| dirty.account == found.path && dirty.dirs.is_some();
+    let is_whole = is_another(scan, one) || !dirty.iter().any(some_dirs);
     let account = Arc::new(AccountRun::new(
         scan,
         id,
@@ -279,13 +319,12 @@ fn prepare(scan: &Scan<'_>, one: &Match) -> Result<()> {
         is_deep: account.is_whole,
         is_again: false,
     };
-    let tasks = match &scan.ask.scope {
-        Scope::Dirty(dirty) if !account.is_whole => {
-            let of_it = dirty.iter().filter(|dirty| dirty.account == found.path);
-            let dirs = of_it.filter_map(|dirty| dirty.dirs.as_ref()).flatten();
-            dirty::tasks(scan, &root, dirs)?
-        }
-        _ => vec![root],
+    let tasks = if account.is_whole {
+        vec![root]
+    } else {
+        let of_it = dirty.iter().filter(|dirty| dirty.account == found.path);
+        let dirs = of_it.filter_map(|dirty| dirty.dirs.as_ref()).flatten();
+        dirty::tasks(scan, &root, dirs)?
     };
     // Counted before any is begun, so that the account does not end between two of them.
     for task in tasks {

@@ -88,7 +88,12 @@ impl FileReader {
         if size == 0 {
             return Ok(0);
         }
-        let was_cached = is_cached(file);
+        self.window.clear();
+        let was_cached = if is_sparse || size > STEP as u64 {
+            is_cached(file)
+        } else {
+            self.fill_cached(file, size, means)
+        };
         if size > STEP as u64 {
             let _ = rustix::fs::fadvise(file, 0, None, Advice::Sequential);
         }
@@ -105,6 +110,7 @@ impl FileReader {
                 at..size
             };
             let end = self.segment(file, data.clone(), means, &mut part, sink)?;
+            self.window.clear();
             if end < data.end {
                 len = end;
                 break;
@@ -118,7 +124,23 @@ impl FileReader {
         Ok(len)
     }
 
-    /// Reads a range that has no hole. Returns where it really ended.
+    /// Takes a short file from the page cache, if all of it is there: in one call. Tells whether its beginning is.
+    fn fill_cached(&mut self, file: BorrowedFd<'_>, size: u64, means: Means<'_>) -> bool {
+        means.throttle.before(size, means.stopped);
+        let len = usize::try_from(size).unwrap_or(STEP);
+        self.window.resize(len, 0);
+        let mut target = [io::IoSliceMut::new(&mut self.window)];
+        let count = rustix::io::preadv2(file, &mut target, 0, ReadWriteFlags::NOWAIT);
+        let is_whole = count == Ok(len);
+        if is_whole {
+            self.read_bytes += size;
+        } else {
+            self.window.clear();
+        }
+        matches!(count, Ok(1..))
+    }
+
+    /// Reads a range that has no hole, the beginning of which may be in the window. Returns where it really ended.
     fn segment(
         &mut self,
         file: BorrowedFd<'_>,
@@ -128,10 +150,10 @@ impl FileReader {
         sink: Sink<'_>,
     ) -> Result<u64, Broken> {
         let chunker = means.volume.chunker();
-        self.window.clear();
         // Of the window, what lies before `taken` is in blobs; it begins at `start` of the file.
-        let (mut taken, mut start, mut filled) = (0, data.start, data.start);
-        let mut is_over = false;
+        let (mut taken, mut start) = (0, data.start);
+        let mut filled = start + self.window.len() as u64;
+        let mut is_over = filled >= data.end;
         loop {
             while !is_over && self.window.len() - taken < chunker.max_len(start + taken as u64) {
                 if taken > 0 {

@@ -135,8 +135,8 @@ impl Paths {
 pub struct AccountReport {
     /// Its name.
     pub account: String,
-    /// What happened to the account itself: `new`, `renamed`, `revived`, `deleted`, `kept`, or `unfinished`: the scan
-    /// ended before.
+    /// What happened to the account itself: `new`, `renamed`, `revived`, `deleted`, `kept`, `disabled`: it takes no
+    /// changes and was passed over, or `unfinished`: the scan ended before.
     pub event: String,
     /// What happened in it.
     #[serde(flatten)]

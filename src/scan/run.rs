@@ -54,6 +54,18 @@ pub enum Scope {
     Accounts(BTreeSet<Vec<u8>>),
     /// These directories: what a watcher saw change. Nothing else is looked at, and nothing costs anything.
     Dirty(Vec<Dirty>),
+    /// The same, and which accounts there are: those that came, got another name or went.
+    DirtyAccounts(Vec<Dirty>),
+}
+
+impl Scope {
+    /// What a watcher saw change, if it is about that.
+    pub fn dirty(&self) -> Option<&[Dirty]> {
+        match self {
+            Scope::Dirty(dirty) | Scope::DirtyAccounts(dirty) => Some(dirty),
+            Scope::All | Scope::Accounts(_) => None,
+        }
+    }
 }
 
 /// Where something changed.
@@ -227,9 +239,8 @@ pub fn scan(
 
 /// The newest epoch before the scan. A small one closes none for itself.
 fn base_epoch(volume: &Volume, ask: &Ask) -> Result<Epoch> {
-    if matches!(ask.scope, Scope::Dirty(_)) {
-        let newest = volume.closed_epochs()?.pop();
-        return Ok(newest.map_or(Epoch(0), |newest| newest.epoch));
+    if ask.scope.dirty().is_some() {
+        return Ok(volume.newest_epoch());
     }
     volume.close_epoch(None)
 }

@@ -13,6 +13,8 @@ use crate::clock::{Clock, random};
 use crate::error::{Error, Result};
 use crate::scan::globs::{Filter, Glob};
 use crate::scan::identity::Identity;
+use crate::scan::look::look;
+use crate::scan::skips::Skips;
 use crate::types::{Uuid, escape, unescape};
 use crate::volume::Volume;
 
@@ -197,6 +199,13 @@ pub fn add(volume: &Volume, source: &Source) -> Result<()> {
     if dir.starts_with(&root) {
         return Err(Error::Refused(format!(
             "{shown} is in the backup path itself: choose what is to be backed up"
+        )));
+    }
+    let bytes = dir.as_os_str().as_bytes();
+    let seen = look(rustix::fs::CWD, bytes).map_err(Error::io("look at the source", &dir))?;
+    if Skips::new(volume.root())?.is_ours(&seen) {
+        return Err(Error::Refused(format!(
+            "{shown} is a mount of tidefs: name what is backed up, not the backup"
         )));
     }
     if let Some(other) = list(volume)?.iter().find(|other| other.dir() == dir) {

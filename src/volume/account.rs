@@ -17,6 +17,9 @@ pub struct AccountRecord {
     /// When its directory was removed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub deleted: Option<i64>,
+    /// Since when it takes no changes, seconds since 1970.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disabled: Option<i64>,
     /// The source that feeds it, and nobody else does: its files are read-only in the mount.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fed: Option<Fed>,
@@ -56,6 +59,7 @@ impl AccountRecord {
             name,
             created: now.secs,
             deleted: None,
+            disabled: None,
             fed: None,
         }
     }

@@ -290,6 +290,12 @@ impl Volume {
         epochs_of(&self.archive.newest().view)
     }
 
+    /// The newest epoch that is whole on the local disk.
+    pub fn newest_epoch(&self) -> Epoch {
+        let newest = self.archive.newest().record;
+        newest.map_or(Epoch(0), |record| record.epoch)
+    }
+
     /// The volume as of a closed epoch.
     pub fn view_tree(&self, at: Epoch) -> ViewTree {
         ViewTree::new(

@@ -150,6 +150,16 @@ impl ExternalVolume {
         self.view.segments()
     }
 
+    /// Its metadata as of the newest epoch.
+    pub fn view(&self) -> &View {
+        &self.view
+    }
+
+    /// Where its blobs come from.
+    pub fn fetch(&self) -> &Arc<Fetch> {
+        &self.fetch
+    }
+
     /// The epochs it can show.
     pub fn epochs(&self) -> Result<Vec<EpochEntry>> {
         epochs_of(&self.view)

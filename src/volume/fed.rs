@@ -1,4 +1,5 @@
-//! Accounts that a source feeds, and the sources themselves, as the volume keeps them.
+//! Accounts that a source feeds, and the sources themselves, as the volume keeps them; and accounts that nobody writes
+//! into: disabled and deleted ones.
 //!
 //! What a source is and when it is scanned is known above; here are records in the metadata, so that they are as durable
 //! as everything else, and the rule that nobody else writes into such an account.
@@ -20,7 +21,7 @@ use crate::volume::feed::{FeedTx, Item, find_origin};
 use crate::volume::namespace::{self, inode_of, put_inode};
 use crate::volume::tree::{Caller, MODE_BITS};
 
-/// Which accounts are fed, as far as somebody asked: asked for each change through the mount.
+/// Which accounts take no changes through the mount, as far as somebody asked: asked for each change.
 #[derive(Debug, Default)]
 pub(super) struct FedAccounts(RwLock<HashMap<AccountId, bool>>);
 
@@ -43,7 +44,12 @@ pub struct AccountEntry {
 }
 
 impl Volume {
-    /// Refuses a change through the mount of what a source feeds.
+    /// What is known of an account is asked for anew.
+    pub(super) fn forget_fed(&self, account: AccountId) {
+        self.fed.forget(account);
+    }
+
+    /// Refuses a change through the mount of what a source feeds, and of what takes no changes.
     pub(super) fn refuse_fed(&self, ino: Ino) -> Result<()> {
         if !std::env::var("MUT").is_ok_and(|m| m == "fed") && self.is_fed(ino.account())? {
             return Err(Errno::EROFS.into());
@@ -72,7 +78,10 @@ impl Volume {
         }
         drop(known);
         let fed = match self.overlay.read().get(&keys::account(account))? {
-            Some(bytes) => AccountRecord::decode(&bytes)?.fed.is_some(),
+            Some(bytes) => {
+                let record = AccountRecord::decode(&bytes)?;
+                record.fed.is_some() || record.disabled.is_some() || record.deleted.is_some()
+            }
             None => false,
         };
         let mut known = self.fed.0.write().unwrap_or_else(PoisonError::into_inner);

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use bytes::Bytes;
 use nix::errno::Errno;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::types::{AccountId, Epoch, Ino};
 use crate::volume::external::ExternalVolume;
 use crate::volume::tree::{Answer, Attr, DirEntry, OpenMode, SeekFor, Space, Tree};
@@ -26,6 +26,8 @@ const NAMES_LEN: usize = 1000;
 #[derive(Debug)]
 pub struct FollowTree {
     shown: Mutex<Shown>,
+    /// What the root leads to: the volume's root, or an account's.
+    base: Ino,
 }
 
 #[derive(Debug)]
@@ -93,10 +95,11 @@ impl Shown {
 }
 
 impl FollowTree {
-    /// Shows the newest epoch of `external`.
-    pub fn new(external: ExternalVolume) -> Result<Arc<FollowTree>> {
+    /// Shows the newest epoch of `external`; with `account`, of that account alone.
+    pub fn new(external: ExternalVolume, account: Option<AccountId>) -> Result<Arc<FollowTree>> {
         let newest = external.tree(None)?;
         Ok(Arc::new(FollowTree {
+            base: account.map_or(Ino::ROOT, Ino::account_root),
             shown: Mutex::new(Shown {
                 external: Arc::new(external),
                 newest,
@@ -125,8 +128,8 @@ impl FollowTree {
         };
         let view = newer.tree(None)?;
         // All that could fail was done before anything is swapped.
-        let mut names = root_names(&before)?;
-        names.extend(root_names(&view)?);
+        let mut names = root_names(&before, self.base)?;
+        names.extend(root_names(&view, self.base)?);
         let mut shown = self.shown();
         shown.external = Arc::new(newer);
         shown.newest = view;
@@ -141,7 +144,7 @@ impl FollowTree {
     fn target(&self, ino: Ino) -> Result<(Arc<ViewTree>, Place)> {
         let shown = self.shown();
         if ino == Ino::ROOT {
-            let epoch = shown.epoch();
+            let (epoch, ino) = (shown.epoch(), self.base);
             return Ok((Arc::clone(&shown.newest), Place { epoch, ino }));
         }
         let (place, _) = shown.by_number.get(&ino).ok_or(Errno::ESTALE)?;
@@ -161,11 +164,15 @@ impl FollowTree {
     }
 }
 
-fn root_names(view: &ViewTree) -> Result<BTreeSet<Bytes>> {
+fn root_names(view: &ViewTree, base: Ino) -> Result<BTreeSet<Bytes>> {
     let mut names = BTreeSet::new();
     let mut after: Option<Bytes> = None;
     loop {
-        let entries = view.readdir(Ino::ROOT, after.as_deref(), NAMES_LEN)?;
+        let entries = match view.readdir(base, after.as_deref(), NAMES_LEN) {
+            // The account is deleted: there is nothing in it.
+            Err(Error::Posix(Errno::ENOENT)) => return Ok(names),
+            entries => entries?,
+        };
         let Some(last) = entries.last() else {
             return Ok(names);
         };
@@ -211,6 +218,9 @@ impl Tree for FollowTree {
     }
 
     fn parent(&self, ino: Ino) -> Result<Ino> {
+        if ino == Ino::ROOT {
+            return Ok(ino);
+        }
         let (view, place) = self.target(ino)?;
         let parent = view.parent(place.ino)?;
         let place = Place {

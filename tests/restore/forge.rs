@@ -10,7 +10,7 @@ use tidefs::format::keys::{self, Key};
 use tidefs::format::record::{EpochRecord, SegmentEntry};
 use tidefs::format::segment::{SegmentScope, SegmentWriter};
 use tidefs::types::{
-    AccountId, BlobHash, BlobLocation, Epoch, FileKind, Ino, PackId, SessionId, Timestamp,
+    AccountId, BlobHash, BlobLocation, FileKind, Ino, PackId, SessionId, Timestamp,
 };
 use tidefs::volume::external::open_external;
 
@@ -140,10 +140,4 @@ impl Forged {
 fn name_of(record: &EpochRecord) -> String {
     let session = SessionId::parse(&record.session).unwrap();
     EpochRecord::name(record.epoch, session)
-}
-
-/// The newest epoch in `dir`.
-pub fn newest(dir: &Path) -> Epoch {
-    let volume = open_external(Arc::new(vfs::DirVolume::open(dir).unwrap())).unwrap();
-    volume.record().epoch
 }

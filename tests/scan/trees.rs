@@ -123,6 +123,9 @@ fn only_the_dirty_directories_are_looked_at() {
     )]));
     assert_eq!(world.content("alice/a/f"), b"changed");
     assert_eq!(world.content("alice/a/new/deep/g"), b"2");
+    let mtime = fs::metadata(world.path("alice/a")).unwrap().mtime_nsec();
+    let seen = world.find("alice/a").unwrap().mtime;
+    assert_eq!(i64::from(seen.nanos), mtime, "the directory itself");
     assert_eq!(world.content("alice/b/f"), b"1");
     assert_eq!(world.content("bob/f"), b"1");
     assert_eq!(report.accounts_seen, 1);

@@ -10,7 +10,8 @@
 //! - `write`: temporary name, write, fsync, rename, fsync of the directory, size check;
 //! - `sum`: what an object is, compared without its bytes going anywhere;
 //! - `walk`: listings and the sweep of leftovers;
-//! - `assess`, `mountinfo`: what is mounted here, and whether it will do; `probe`: what it can do, by trying;
+//! - `assess`, `mountinfo`, `within`: what is mounted here and below, and whether it will do; `probe`: what it can do, by
+//!   trying;
 //! - `watch`: another mount stands here now.
 //!
 //! Locks: `state` only, and never across a system call.
@@ -22,6 +23,7 @@ mod probe;
 pub(crate) mod sum;
 mod walk;
 mod watch;
+mod within;
 mod write;
 
 use std::fmt;
@@ -52,6 +54,7 @@ use sum::Sum;
 
 pub use assess::{Assessment, FSTAB, Refusal, RefusalCause, assess};
 pub use watch::MountWatch;
+pub use within::{MOUNTINFO, MountWithin, mounts_within};
 
 /// A volume in a directory that exists.
 #[derive(Debug)]

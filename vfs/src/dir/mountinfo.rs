@@ -35,9 +35,18 @@ impl Mount {
         }
     }
 
+    pub(super) fn id(&self) -> u64 {
+        self.id
+    }
+
     pub(super) fn has(&self, option: &str) -> bool {
         self.options.iter().any(|has| has == option)
     }
+}
+
+/// All mounts, in the order of the table. Lines that are not as expected are passed over.
+pub(super) fn all(mountinfo: &[u8]) -> Vec<Mount> {
+    lines(mountinfo).filter_map(parse).collect()
 }
 
 /// The mount with the number `id`. Lines that are not as expected are passed over.

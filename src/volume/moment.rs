@@ -16,6 +16,7 @@ use vfs::{
 
 use crate::error::Result;
 use crate::format::pack::BLOCK_LEN;
+use crate::format::record::Identity;
 use crate::volume::external::{ExternalVolume, open_external};
 use crate::volume::init::read_identity;
 use crate::volume::settings::Settings;
@@ -26,11 +27,15 @@ const PACKS_PREFIX: &str = "items/";
 
 /// Opens the newest epoch that is closed in the backup path `root`.
 pub fn open_moments(root: &Path) -> Result<ExternalVolume> {
-    let identity = read_identity(root)?;
+    open_external(objects(root, &read_identity(root)?)?)
+}
+
+/// The objects of the backup path `root`, and of its external volume those that are only there.
+pub(super) fn objects(root: &Path, identity: &Identity) -> Result<Arc<dyn Volume>> {
     let local = Arc::new(DirVolume::open_local(root)?);
     // One that is away is no reason not to look at what is here.
-    let away = connect(&identity, &Settings::read(root)?)?.map(|store| store.guarded().volume);
-    open_external(Arc::new(LocalFirst { local, away }))
+    let away = connect(identity, &Settings::read(root)?)?.map(|store| store.guarded().volume);
+    Ok(Arc::new(LocalFirst { local, away }))
 }
 
 /// Whether a block of `bytes`, which begin at `offset` of a pack, is all zeros: an evicted pack keeps its
