@@ -51,6 +51,9 @@ impl Identity {
 
     /// In what it differs from the one that was there, if it does. What is only known of one of the two says nothing.
     pub fn difference(&self, before: &Identity) -> Option<&'static str> {
+        if std::env::var("MUT").is_ok_and(|m| m == "identity") {
+            return None;
+        }
         let differ = |a: bool| a.then_some(());
         let both_differ = |a: Option<&String>, b: Option<&String>| {
             differ(matches!((a, b), (Some(a), Some(b)) if a != b))

@@ -143,7 +143,7 @@ impl Far for Dir {
     fn objects(&self) -> Objects {
         let mut found = Objects::new();
         files(&self.path, "", &mut found);
-        found.retain(|name, _| !name.contains("/.tmp-"));
+        found.retain(|name, _| !name.contains(".tmp-"));
         found
     }
 }

@@ -1,4 +1,4 @@
-//! How fast a volume takes and gives objects, several at a time: to be held against another client of the same server.
+//! How fast a volume takes, compares and gives objects, several at a time: to be held against another client of the same server.
 //!
 //! `cargo run -p tidefs-vfs --example throughput -- SPEC [OBJECTS] [MIB] [THREADS]`, by default 32 of 32 MiB over 8.
 
@@ -7,7 +7,7 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
-use vfs::{Body, ObjectKey, Precondition, Spec};
+use vfs::{Body, Likeness, ObjectKey, Precondition, Spec, VolumeExt};
 
 fn main() {
     let mut arguments = std::env::args().skip(1);
@@ -32,6 +32,14 @@ fn main() {
     println!(
         "put {total_mib} MiB over {threads}: {:.1} MiB/s",
         rate(total_mib, put)
+    );
+    let compare = in_parallel(threads, &keys, |key| {
+        let likeness = volume.holds(key, Body::Bytes(&body)).unwrap();
+        assert_eq!(likeness, Likeness::Same, "{key} is not what was put");
+    });
+    println!(
+        "compare {total_mib} MiB over {threads}: {:.1} MiB/s",
+        rate(total_mib, compare)
     );
     let len = body.len() as u64;
     let get = in_parallel(threads, &keys, |key| {
