@@ -84,7 +84,8 @@ class Load:
             thread.start()
 
     def guarded(self, work, number):
-        draw = random.Random("%s-%d" % (work.__name__, number))
+        # Of its own for each run: what was written before is known, and would need no pack.
+        draw = random.Random("%s-%s-%d" % (self.top, work.__name__, number))
         step = 0
         try:
             while not self.stopping:
