@@ -14,10 +14,12 @@ single file.
 
 `verify` prints what is wrong, one line each, then `N files, M wrong`; status 1 if M is not 0.
 """
+import faulthandler
 import hashlib
 import json
 import os
 import random
+import signal
 import sys
 import threading
 import time
@@ -82,7 +84,8 @@ class Load:
             thread.start()
 
     def guarded(self, work, number):
-        draw = random.Random("%s-%d" % (work.__name__, number))
+        # Of its own for each run: what was written before is known, and would need no pack.
+        draw = random.Random("%s-%s-%d" % (self.top, work.__name__, number))
         step = 0
         try:
             while not self.stopping:
@@ -90,6 +93,7 @@ class Load:
                 step += 1
                 time.sleep(PAUSE_SECS)
         except Exception as error:
+            print("the load's %s ended: %r" % (work.__name__, error), file=sys.stderr, flush=True)
             with self.lock:
                 self.failures.append("%s: %r" % (work.__name__, error))
 
@@ -207,4 +211,5 @@ def verify(root, ledger):
 
 
 if __name__ == "__main__":
+    faulthandler.register(signal.SIGUSR1)
     sys.exit({"load": load, "one": one, "verify": verify}[sys.argv[1]](*sys.argv[2:]))
