@@ -43,7 +43,7 @@ pub(super) struct Find {
     look: LookAt,
     /// Where to look: an account by its name or UUID, or a directory in it. By default everywhere
     #[arg(value_name = "ACCOUNT[/PATH]")]
-    path: Option<OsString>,
+    place: Option<OsString>,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -94,7 +94,7 @@ pub(super) fn run(context: &mut Context, find: &Find) -> Outcome {
     let looking = context.look(&find.look)?;
     let filter = filter_of(context, &looking.history, find)?;
     let view = looking.history.view(looking.at);
-    let from = locate::expect(&view, &look::bytes_of(find.path.as_ref()))?;
+    let from = locate::expect(&view, &look::bytes_of(find.place.as_ref()))?;
     let wanted = if find.deleted {
         Wanted::Deleted
     } else {

@@ -39,7 +39,7 @@ pub(super) enum Item {
         look: LookAt,
         /// An account by its name or UUID, and a path in it
         #[arg(value_name = "ACCOUNT/PATH")]
-        path: OsString,
+        item: OsString,
     },
     /// Its bytes, on standard output
     Cat(Chosen),
@@ -55,7 +55,7 @@ pub(super) struct Chosen {
     look: LookAt,
     /// An account by its name or UUID, and a path in it
     #[arg(value_name = "ACCOUNT/PATH")]
-    path: OsString,
+    item: OsString,
 }
 
 /// An item, and the moment as of which its content is what it was.
@@ -67,15 +67,15 @@ struct Found {
 pub(super) fn run(context: &mut Context, item: Item) -> Outcome {
     match item {
         Item::Show(chosen) => show(context, &chosen),
-        Item::History { look, path } => history(context, &look, &path),
+        Item::History { look, item } => history(context, &look, &item),
         Item::Cat(chosen) => cat(context, &chosen),
     }
 }
 
-fn history(context: &mut Context, look: &LookAt, path: &OsString) -> Outcome {
+fn history(context: &mut Context, look: &LookAt, item: &OsString) -> Outcome {
     let looking = context.look(look)?;
     let view = looking.history.view(looking.at);
-    let path = look::bytes_of(Some(path));
+    let path = look::bytes_of(Some(item));
     let states = states::states_of(&view, &path)?;
     if states.is_empty() {
         // Says that there is nothing, and what to do.
@@ -173,7 +173,7 @@ fn mode_of(inode: &Inode) -> String {
 /// The item that was asked for: one of its states, or as it is at a moment.
 fn find(looking: &Looking, chosen: &Chosen) -> Result<Found, Failure> {
     let view = looking.history.view(looking.at);
-    let path = look::bytes_of(Some(&chosen.path));
+    let path = look::bytes_of(Some(&chosen.item));
     let Some(number) = chosen.state else {
         let item = locate::expect(&view, &path)?;
         let as_of = item.state;

@@ -63,9 +63,9 @@ pub fn place(point: &Path) -> Result<PathBuf> {
 }
 
 /// Whether the process that served our mount at `point` is gone. `statfs`, because the kernel answers `stat`
-/// from its memory.
+/// from its memory. The question itself is aborted where the end falls between its being asked and answered.
 pub fn is_dead(point: &Path) -> bool {
-    statvfs(point) == Err(Errno::ENOTCONN)
+    matches!(statvfs(point), Err(Errno::ENOTCONN | Errno::ECONNABORTED))
 }
 
 /// Takes the mount at `point` away.

@@ -67,8 +67,8 @@ fn deleted_items_come_into_a_directory_beside_the_rest() {
         "docs/moved",
         "docs/stays",
         "its other name",
-        "old.deleted-in-epoch-2/inner/leaf",
         "old/new",
+        "old.deleted-in-epoch-2/inner/leaf",
     ];
     assert_eq!(names(&to), all);
     assert_eq!(fs::read(to.join("docs/gone")).unwrap(), noise(1, 200_000));
@@ -114,18 +114,27 @@ fn deleted_items_come_back_in_place_once() {
         find(&*volume, "alice/old/inner/moved").is_err(),
         "it goes on elsewhere"
     );
-    let account = find(&*volume, "alice").unwrap().ino;
-    mkdir(&*volume, account, "elsewhere");
-    close(volume);
-    undelete(&place, &["--into", "elsewhere", "alice"]);
-    let volume = place.open();
-    let gone = content(&*volume, "alice/elsewhere/docs/gone").unwrap();
-    assert_eq!(gone, noise(1, 200_000));
     close(volume);
     let again = undelete(&place, &["alice"]);
     assert_eq!(again["restored"], 0, "{again}");
     let check = Ended::of(&place, &["check", "--read-data"], None);
     assert_eq!(check.code, 0, "{check:?}");
+}
+
+#[test]
+fn deleted_items_come_back_elsewhere_in_their_account() {
+    let place = deleted();
+    let volume = place.open();
+    let account = find(&*volume, "alice").unwrap().ino;
+    mkdir(&*volume, account, "elsewhere");
+    close(volume);
+    undelete(&place, &["--into", "elsewhere", "alice"]);
+    let volume = place.open();
+    let read = |path: &str| content(&*volume, path).unwrap();
+    assert_eq!(read("alice/elsewhere/docs/gone"), noise(1, 200_000));
+    assert_eq!(read("alice/elsewhere/old/inner/leaf"), b"leaf");
+    assert!(find(&*volume, "alice/docs/gone").is_err());
+    close(volume);
 }
 
 #[test]

@@ -594,9 +594,8 @@ impl Volume for Breaker {
     }
 
     fn sweep_temporary(&self, below: &[&str], older_than: Duration) -> Result<u64> {
-        self.call(("sweep", ""), |inner| {
-            inner.sweep_temporary(below, older_than)
-        })
+        let sweep = |inner: &dyn Volume| inner.sweep_temporary(below, older_than);
+        self.call(("sweep", ""), sweep)
     }
 }
 
