@@ -6,6 +6,9 @@
 //! within one. The wait ends at once when a limit is lifted, within a second when the timetable lifts it, and with an
 //! error when the volume is closed.
 //!
+//! Small objects go before large ones, as long as they come one behind the other: the metadata that makes a backup of what
+//! was sent is not to wait for the turn of a pack before each of its objects.
+//!
 //! Put it outermost: above deadlines, which must not count the wait, and above retries, which cost as much as anything.
 
 use std::fmt;
@@ -26,6 +29,12 @@ use crate::volume::{Body, Capabilities, Likeness, Meta, Page, Precondition, Spac
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 /// What was not used is kept for this part of a second.
 const BURST_PARTS: u64 = 4;
+/// Up to this an object is small: one of metadata.
+const SMALL_LEN: u64 = 1 << 20;
+/// So long after a small object the next one is expected.
+const SMALL_GAP: Duration = Duration::from_millis(100);
+/// A large object has waited for small ones long enough.
+const YIELD_MAX: Duration = Duration::from_secs(10);
 /// Objects that one request of a store deletes.
 const DELETE_LEN: usize = 1000;
 
@@ -46,6 +55,9 @@ struct State {
     download: Bucket,
     requests: Bucket,
     waiting: usize,
+    small_waiting: usize,
+    /// When a small object last had its turn.
+    small_turn: Option<Instant>,
     stopped: bool,
 }
 
@@ -55,6 +67,12 @@ struct Cost {
     upload: u64,
     download: u64,
     requests: u64,
+}
+
+impl Cost {
+    fn is_small(self) -> bool {
+        (1..=SMALL_LEN).contains(&self.upload)
+    }
 }
 
 impl LimitHandle {
@@ -106,14 +124,18 @@ impl LimitHandle {
 
     /// Waits until `cost` may be spent, and spends it. `Err` when it is not to be waited for any more.
     fn spend(&self, cost: Cost) -> std::result::Result<(), ()> {
+        let came = Instant::now();
         let mut state = self.state();
         state.waiting += 1;
+        state.small_waiting += usize::from(cost.is_small());
         let outcome = loop {
             if state.stopped {
                 break Err(());
             }
-            let limits = state.plan.in_force(SystemTime::now());
-            match state.wait(limits, cost, Instant::now()) {
+            let (limits, now) = (state.plan.in_force(SystemTime::now()), Instant::now());
+            let yields = limits.upload.is_some() && state.yields(cost, now - came, now);
+            let wait = state.wait(limits, cost, now);
+            match wait.or(yields.then_some(SMALL_GAP)) {
                 None => {
                     state.spend(cost);
                     break Ok(());
@@ -125,6 +147,10 @@ impl LimitHandle {
             }
         };
         state.waiting -= 1;
+        if cost.is_small() {
+            state.small_waiting -= 1;
+            state.small_turn = Some(Instant::now());
+        }
         outcome
     }
 }
@@ -140,6 +166,15 @@ impl State {
         .into_iter()
         .max()
         .flatten()
+    }
+
+    /// Whether a large object lets a small one go first.
+    fn yields(&self, cost: Cost, waited: Duration, now: Instant) -> bool {
+        let is_expected = || {
+            let turn = self.small_turn;
+            turn.is_some_and(|turn| now.saturating_duration_since(turn) < SMALL_GAP)
+        };
+        cost.upload > SMALL_LEN && waited < YIELD_MAX && (self.small_waiting > 0 || is_expected())
     }
 
     fn spend(&mut self, cost: Cost) {
@@ -464,6 +499,28 @@ mod tests {
         put(&volume, &key, 1).unwrap();
         let took = started.elapsed();
         assert!(took >= Duration::from_millis(240), "{took:?}");
+    }
+
+    #[test]
+    fn a_small_object_goes_before_a_large_one_that_came_earlier() {
+        const LARGE: usize = 2 << 20;
+        let (volume, limits, key) = limited(plan(1 << 20, 0, 0));
+        // Two seconds are owed.
+        put(&volume, &key, LARGE).unwrap();
+        let order = Mutex::new(Vec::new());
+        let come = |waiting: usize, len: usize| {
+            while limits.waiting() < waiting {
+                std::thread::yield_now();
+            }
+            put(&volume, &key, len).unwrap();
+            order.lock().unwrap().push(len);
+        };
+        std::thread::scope(|scope| {
+            scope.spawn(|| come(0, LARGE));
+            scope.spawn(|| come(1, 10));
+            scope.spawn(|| come(2, 20));
+        });
+        assert_eq!(order.into_inner().unwrap().pop(), Some(LARGE));
     }
 
     #[test]
