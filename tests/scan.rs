@@ -24,7 +24,7 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use tidefs::scan::report::Counts;
 
 use common::noise;
-use world::World;
+use world::{World, settle};
 
 /// What a scan did, without what it saw.
 fn did(counts: &Counts) -> [u64; 5] {
@@ -45,7 +45,7 @@ fn a_first_scan_takes_everything_and_a_second_reads_nothing() {
     world.put("bob/c", b"");
     symlink("a", world.path("alice/link")).unwrap();
     fs::set_permissions(world.path("alice/a"), fs::Permissions::from_mode(0o4750)).unwrap();
-    world.settle();
+    settle();
     let report = world.scan();
     assert_eq!(report.counts.created, 6, "{report:?}");
     assert_eq!(report.accounts_seen, 2);
@@ -76,13 +76,13 @@ fn only_what_changed_is_read() {
     for n in 0..40 {
         world.put(&format!("alice/f{n}"), format!("content {n}").as_bytes());
     }
-    world.settle();
+    settle();
     world.scan();
     world.put("alice/f7", b"changed 7 ..");
     world.put("alice/new", b"new");
     fs::remove_file(world.path("alice/f9")).unwrap();
     fs::set_permissions(world.path("alice/f11"), fs::Permissions::from_mode(0o600)).unwrap();
-    world.settle();
+    settle();
     let report = world.scan();
     assert_eq!(report.counts.read_files, 2, "{report:?}");
     // The directory's times are an attribute too.
@@ -95,7 +95,7 @@ fn only_what_changed_is_read() {
 fn a_file_of_the_same_size_whose_time_was_put_back_is_found_by_its_change_time() {
     let world = World::new();
     world.put("alice/f", b"one");
-    world.settle();
+    settle();
     world.scan();
     let before = fs::metadata(world.path("alice/f"))
         .unwrap()
@@ -107,7 +107,7 @@ fn a_file_of_the_same_size_whose_time_was_put_back_is_found_by_its_change_time()
         .open(world.path("alice/f"))
         .unwrap();
     file.set_modified(before).unwrap();
-    world.settle();
+    settle();
     world.scan();
     assert_eq!(world.content("alice/f"), b"two");
 }
@@ -129,7 +129,7 @@ fn what_was_written_a_moment_before_it_was_read_is_read_again() {
         !is_settled()
     });
     assert!(was_quick, "size and times are trusted at once");
-    world.settle();
+    settle();
     assert_eq!(world.scan().counts.read_files, 1);
     assert!(is_settled());
     assert_eq!(world.scan().counts.read_files, 0);
@@ -144,7 +144,7 @@ fn renames_and_links_are_recognised_without_reading() {
     world.put("alice/log", b"newest");
     world.put("alice/log.1", b"older");
     world.put("alice/dir/sub/x", b"x");
-    world.settle();
+    settle();
     world.scan();
     let item = world.find("alice/new/1").unwrap().ino;
     let path = |name: &str| world.path(name);
@@ -156,7 +156,7 @@ fn renames_and_links_are_recognised_without_reading() {
     fs::rename(path("alice/log"), path("alice/log.1")).unwrap();
     fs::hard_link(path("alice/new/2"), path("alice/cur/2")).unwrap();
     world.put("alice/log", b"this is read");
-    world.settle();
+    settle();
     let report = world.scan();
     world.assert_same();
     assert_eq!(report.counts.read_files, 1, "{report:?}");
@@ -168,7 +168,7 @@ fn renames_and_links_are_recognised_without_reading() {
     );
     assert_eq!(world.find("alice/new/2").unwrap().nlink, 2);
     fs::remove_file(path("alice/new/2")).unwrap();
-    world.settle();
+    settle();
     world.scan();
     world.assert_same();
     assert_eq!(did(&world.scan().counts), [0; 5]);
@@ -181,7 +181,7 @@ fn files_that_change_places_keep_their_content() {
     world.put("alice/b", b"was b");
     world.put("alice/d/x", b"in d");
     world.put("alice/e/x", b"in e");
-    world.settle();
+    settle();
     world.scan();
     let path = |name: &str| world.path(name);
     for (a, b) in [("alice/a", "alice/b"), ("alice/d", "alice/e")] {
@@ -189,7 +189,7 @@ fn files_that_change_places_keep_their_content() {
         fs::rename(path(b), path(a)).unwrap();
         fs::rename(path("alice/t"), path(b)).unwrap();
     }
-    world.settle();
+    settle();
     let report = world.scan();
     world.assert_same();
     assert_eq!(report.counts.read_files, 0, "{report:?}");
@@ -200,13 +200,13 @@ fn a_file_takes_the_place_of_a_directory_and_a_directory_that_of_a_file() {
     let world = World::new();
     world.put("alice/x/in/side", b"1");
     world.put("alice/y", b"2");
-    world.settle();
+    settle();
     world.scan();
     fs::remove_dir_all(world.path("alice/x")).unwrap();
     fs::remove_file(world.path("alice/y")).unwrap();
     world.put("alice/x", b"a file now");
     world.put("alice/y/in/side", b"a directory now");
-    world.settle();
+    settle();
     world.scan();
     world.assert_same();
 }
@@ -216,11 +216,11 @@ fn deletions_are_states_and_the_past_stays() {
     let world = World::new();
     world.put("alice/kept", b"k");
     world.put("alice/gone/deep/f", b"was here");
-    world.settle();
+    settle();
     world.scan();
     let before = world.volume.close_epoch(None).unwrap();
     fs::remove_dir_all(world.path("alice/gone")).unwrap();
-    world.settle();
+    settle();
     let report = world.scan();
     assert_eq!(report.counts.deleted, 3);
     world.assert_same();
@@ -236,7 +236,7 @@ fn a_deep_scan_finds_what_size_and_times_do_not_tell() {
     let world = World::new();
     world.put("alice/f", b"true");
     world.put("alice/g", b"same");
-    world.settle();
+    settle();
     world.scan();
     assert_eq!(world.deep().missed.count, 0);
     // As if the content had changed behind the file system's back.

@@ -298,7 +298,7 @@ fn a_source_that_cannot_be_watched_says_why_and_is_scanned_whole() {
     fs::create_dir_all(world.source().join("account/shared")).unwrap();
     fs::create_dir(world.path("disk/shared")).unwrap();
     fs::write(world.path("disk/shared/file"), b"x").unwrap();
-    world.bind_at(
+    world::bind(
         &world.path("disk/shared"),
         &world.source().join("account/shared"),
     );

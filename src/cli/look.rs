@@ -1,6 +1,7 @@
 //! What the commands that look inside have in common: whose history, which moment, and a row for each thing found.
 
 use std::ffi::OsString;
+use std::fmt::Write as _;
 use std::io::{self, BufWriter, ErrorKind, StdoutLock, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::time::{Duration, Instant};
@@ -51,19 +52,16 @@ pub(super) struct Looking {
 impl Context {
     /// Opens what `look` names. Of a backup path the present is what its daemon has committed by now.
     pub(super) fn look(&mut self, look: &LookAt) -> Result<Looking, Failure> {
-        let history = match &look.external {
-            Some(spec) => {
-                let spec = Spec::parse(spec);
-                let spec = spec.map_err(|error| Failure::usage(Failure::from(error).text))?;
-                History::of_external(&open_guarded(open_spec(&spec, REMOTE_TIMEOUT)?)?)?
+        let history = if let Some(spec) = &look.external {
+            let spec = Spec::parse(spec);
+            let spec = spec.map_err(|error| Failure::usage(Failure::from(error).text))?;
+            History::of_external(&open_guarded(open_spec(&spec, REMOTE_TIMEOUT)?)?)?
+        } else {
+            let root = self.root()?;
+            if let Some(client) = Client::connect(&root)? {
+                self.commit(client);
             }
-            None => {
-                let root = self.root()?;
-                if let Some(client) = Client::connect(&root)? {
-                    self.commit(client);
-                }
-                History::of_path(&root)?
-            }
+            History::of_path(&root)?
         };
         let at = match &look.at {
             Some(text) => {
@@ -108,7 +106,11 @@ pub(super) fn shown(bytes: &[u8]) -> String {
 pub(super) fn put_bytes(document: &mut Map<String, Value>, key: &str, bytes: &[u8]) {
     document.insert(key.into(), json!(String::from_utf8_lossy(bytes)));
     if std::str::from_utf8(bytes).is_err() {
-        let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+        let mut hex = String::new();
+        for byte in bytes {
+            // A string takes all.
+            let _ = write!(hex, "{byte:02x}");
+        }
         document.insert(format!("{key}_bytes"), json!(hex));
     }
 }

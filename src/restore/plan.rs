@@ -356,20 +356,17 @@ fn find(
     let refused = |text: &str| Obstacle::Refused(text.to_owned());
     let mut name = SafeName::parse(&listed.name)?;
     let ino = listed.target.ino;
-    let (inode, state) = match &listed.gone {
-        Some(gone) => {
-            if gone.is_beside {
-                name = beside(name.bytes(), gone.in_epoch);
-            }
-            (gone.inode.clone(), Some(gone.state))
+    let (inode, state) = if let Some(gone) = &listed.gone {
+        if gone.is_beside {
+            name = beside(name.bytes(), gone.in_epoch);
         }
-        None => {
-            let inode = namespace::inode_of(view, ino).map_err(|error| match error {
-                Error::Posix(_) => refused("the volume has no inode of it: it is damaged"),
-                error => error.into(),
-            })?;
-            (inode, None)
-        }
+        (gone.inode.clone(), Some(gone.state))
+    } else {
+        let inode = namespace::inode_of(view, ino).map_err(|error| match error {
+            Error::Posix(_) => refused("the volume has no inode of it: it is damaged"),
+            error => error.into(),
+        })?;
+        (inode, None)
     };
     if inode.kind != FileKind::Dir {
         let dir = Arc::clone(dir);

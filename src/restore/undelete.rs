@@ -132,7 +132,7 @@ impl<'a> Reviving<'a> {
             if !name.is_empty() {
                 base = volume
                     .lookup(base, name)
-                    .map_err(|_| no_directory(&what.into))?
+                    .map_err(|_| no_directory(what.into.as_deref()))?
                     .ino;
             }
         }
@@ -271,8 +271,8 @@ impl<'a> Reviving<'a> {
     }
 }
 
-fn no_directory(into: &Option<Vec<u8>>) -> Error {
-    let shown = escape(into.as_deref().unwrap_or_default());
+fn no_directory(into: Option<&[u8]>) -> Error {
+    let shown = escape(into.unwrap_or_default());
     Error::Refused(format!(
         "there is no directory '{shown}' in the account: make it, or name another one"
     ))

@@ -50,7 +50,7 @@ impl Volume {
                 })?;
             }
             AccountChange::Enable => {
-                self.set_record(account.id, |record| record.disabled = None)?
+                self.set_record(account.id, |record| record.disabled = None)?;
             }
             AccountChange::Delete => self.delete_account(&account)?,
         }

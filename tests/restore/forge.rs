@@ -4,7 +4,6 @@ use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 
-use sha2::{Digest, Sha256};
 use tidefs::format::inode::{EntryTarget, Extent, Inode, encode_entry, encode_extents};
 use tidefs::format::keys::{self, Key};
 use tidefs::format::record::{EpochRecord, SegmentEntry};
@@ -124,12 +123,7 @@ impl Forged {
         fs::write(dir.join(&entry.name), bytes).unwrap();
         let mut record = before.record().clone();
         let parent = fs::read(dir.join(name_of(&record))).unwrap();
-        record.parent = Some(
-            Sha256::digest(&parent)
-                .iter()
-                .map(|byte| format!("{byte:02x}"))
-                .collect(),
-        );
+        record.parent = Some(tidefs::chunk::hash(&parent).to_string());
         record.epoch = epoch;
         record.session = session.to_string();
         record.segments.push(entry);

@@ -52,7 +52,7 @@ fn cut_short(place: &Place, to: &Path, signal: Signal) -> Ended {
         thread::sleep(Duration::from_micros(200));
     }
     // It may have ended already: then there is nobody to hear it.
-    let _ = kill(Pid::from_raw(child.id() as i32), signal);
+    let _ = kill(Pid::from_raw(child.id().cast_signed()), signal);
     Ended::from(child.wait_with_output().unwrap())
 }
 

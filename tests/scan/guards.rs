@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use tidefs::scan::run::Ask;
 
 use crate::common::noise;
-use crate::world::World;
+use crate::world::{World, settle};
 
 #[test]
 fn an_account_is_whole_as_of_an_epoch_while_a_scan_changes_it() {
@@ -15,7 +15,7 @@ fn an_account_is_whole_as_of_an_epoch_while_a_scan_changes_it() {
     for n in 0..300 {
         world.put(&format!("alice/f{n}"), &noise(n, 40_000));
     }
-    world.settle();
+    settle();
     world.scan();
     let whole = world.volume.close_epoch(None).unwrap();
     let fed = || {
@@ -26,7 +26,7 @@ fn an_account_is_whole_as_of_an_epoch_while_a_scan_changes_it() {
     for n in 0..300 {
         world.put(&format!("alice/f{n}"), &noise(1000 + n, 40_000));
     }
-    world.settle();
+    settle();
     // Stopped once it has begun to change the account.
     let stop = AtomicBool::new(false);
     let report = std::thread::scope(|scope| {
@@ -62,7 +62,7 @@ fn invariant_12_a_source_that_vanished_or_was_emptied_is_no_mass_deletion() {
         world.put(&format!("alice/f{n}"), b"x");
     }
     world.put("bob/g", b"y");
-    world.settle();
+    settle();
     world.scan();
     let whole = |world: &World| {
         assert!(world.find("alice/f149").is_ok() && world.find("bob/g").is_ok());
@@ -120,14 +120,14 @@ fn a_few_deletions_and_a_restructured_account_need_no_word() {
     for n in 0..250 {
         world.put(&format!("alice/in/f{n}"), &noise(n, 300));
     }
-    world.settle();
+    settle();
     world.scan();
     fs::create_dir(world.path("alice/archive")).unwrap();
     for n in 0..250 {
         let (from, to) = (format!("alice/in/f{n}"), format!("alice/archive/g{n}"));
         fs::rename(world.path(&from), world.path(&to)).unwrap();
     }
-    world.settle();
+    settle();
     let report = world.scan();
     assert!(report.refused.is_empty(), "{report:?}");
     assert_eq!((report.counts.moved, report.counts.read_files), (250, 0));
@@ -139,7 +139,7 @@ fn an_account_keeps_its_identity_when_its_directory_is_renamed_or_made_again() {
     let world = World::new();
     world.put("alice/f", b"hers");
     world.put("carol/f", b"too");
-    world.settle();
+    settle();
     world.scan();
     let uuid = |name: &str| {
         let accounts = world.volume.accounts().unwrap();
@@ -150,7 +150,7 @@ fn an_account_keeps_its_identity_when_its_directory_is_renamed_or_made_again() {
     };
     let first = uuid("alice").unwrap();
     fs::rename(world.path("alice"), world.path("alicia")).unwrap();
-    world.settle();
+    settle();
     let report = world.scan();
     world.assert_same();
     assert_eq!(report.counts.read_files, 0);
@@ -167,7 +167,7 @@ fn an_account_keeps_its_identity_when_its_directory_is_renamed_or_made_again() {
     assert_eq!(report.accounts[0].event, "deleted");
     world.assert_same();
     world.put("alicia/new", b"back");
-    world.settle();
+    settle();
     let report = world.scan();
     assert_eq!(report.accounts[0].event, "revived");
     assert_eq!(uuid("alicia"), Some(second));
@@ -183,14 +183,14 @@ fn what_cannot_be_read_is_told_stays_as_it_was_and_stops_nothing() {
     let world = World::new();
     world.put("alice/good", b"1");
     world.put("alice/zz/bad", b"was readable");
-    world.settle();
+    settle();
     world.scan();
     let Some(_denied) = Unreadable::new(&world.path("alice/zz")) else {
         eprintln!("skipped: nothing can be mounted here");
         return;
     };
     world.put("alice/good", b"changed");
-    world.settle();
+    settle();
     let report = world.scan();
     assert_eq!(report.errors.count, 1, "{report:?}");
     assert!(
@@ -252,7 +252,7 @@ fn a_file_that_never_rests_is_taken_marked_and_read_again() {
             "it was tried three times"
         );
     });
-    world.settle();
+    settle();
     let report = world.scan();
     assert_eq!(report.counts.read_files, 1);
     assert!(report.changing.named.is_empty());

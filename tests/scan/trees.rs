@@ -15,13 +15,13 @@ use tidefs::volume::tree::{NewNode, OpenMode, SetAttr, Tree};
 
 use crate::common::{self, ROOT_USER};
 use crate::did;
-use crate::world::World;
+use crate::world::{World, settle};
 
 #[test]
 fn what_a_source_feeds_is_read_only_for_everybody_else() {
     let world = World::new();
     world.put("alice/f", b"1");
-    world.settle();
+    settle();
     world.scan();
     let tree: &dyn Tree = &*world.volume;
     let account = world.find("alice").unwrap().ino;
@@ -106,13 +106,13 @@ fn only_the_dirty_directories_are_looked_at() {
     world.put("alice/b/f", b"1");
     world.put("alice/c/sub/f", b"1");
     world.put("bob/f", b"1");
-    world.settle();
+    settle();
     world.scan();
     for path in ["alice/a/f", "alice/b/f", "bob/f"] {
         world.put(path, b"changed");
     }
     world.put("alice/a/new/deep/g", b"2");
-    world.settle();
+    settle();
     let dirty = |account: &str, dirs: Option<&[&str]>| Dirty {
         account: account.into(),
         dirs: dirs.map(|dirs| dirs.iter().map(|dir| dir.as_bytes().to_vec()).collect()),
@@ -138,7 +138,7 @@ fn only_the_dirty_directories_are_looked_at() {
     // A new account, and one that is gone.
     world.put("carol/f", b"3");
     fs::remove_dir_all(world.path("bob")).unwrap();
-    world.settle();
+    settle();
     world.scoped(Scope::Dirty(vec![
         dirty("carol", None),
         dirty("alice", Some(&["b"])),
@@ -195,7 +195,7 @@ fn paths_longer_than_a_path_may_be_and_holes_come_in_whole() {
         use std::os::unix::fs::FileExt;
         sparse.write_all_at(b"island", 100 << 20).unwrap();
     }
-    world.settle();
+    settle();
     let report = world.scan();
     assert_eq!(report.errors.count, 0, "{report:?}");
     let mut at = world.find("alice").unwrap().ino;
@@ -229,7 +229,7 @@ fn a_file_larger_than_a_transaction_comes_in_by_parts() {
         block[..8].copy_from_slice(&(n as u64).to_le_bytes());
     }
     world.put("alice/large", &large);
-    world.settle();
+    settle();
     let report = world.scan();
     assert_eq!(did(&report.counts)[..2], [1, 0], "{report:?}");
     assert!(world.content("alice/large") == large);
@@ -239,7 +239,7 @@ fn a_file_larger_than_a_transaction_comes_in_by_parts() {
     large[5 << 20] ^= 1;
     large.truncate(69 << 20);
     world.put("alice/large", &large);
-    world.settle();
+    settle();
     let report = world.scan();
     assert_eq!(did(&report.counts)[..2], [0, 1], "{report:?}");
     assert!(world.content("alice/large") == large);

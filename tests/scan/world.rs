@@ -101,11 +101,6 @@ impl World {
         scan(&self.volume, &SystemClock, &self.registered(), ask, watcher)
     }
 
-    /// Lets the clock of the source's file system go on, so that what was done before can be told from what comes.
-    pub fn settle(&self) {
-        std::thread::sleep(Duration::from_millis(130));
-    }
-
     /// The same world after the volume was closed and opened.
     pub fn reopened(self) -> World {
         let World {
@@ -261,4 +256,9 @@ fn of_volume(tree: &dyn Tree) -> BTreeMap<Vec<u8>, Kept> {
         }
     }
     all
+}
+
+/// Lets the clock of the source's file system go on, so that what was done before can be told from what comes.
+pub fn settle() {
+    std::thread::sleep(Duration::from_millis(130));
 }

@@ -183,14 +183,7 @@ impl World {
     }
 
     pub fn bind(&self, real: &Path) {
-        self.bind_at(real, &self.source());
-    }
-
-    pub fn bind_at(&self, real: &Path, place: &Path) {
-        command(
-            "mount",
-            &["--bind", real.to_str().unwrap(), place.to_str().unwrap()],
-        );
+        bind(real, &self.source());
     }
 
     pub fn unbind(&self) {
@@ -263,4 +256,11 @@ impl Drop for World {
 fn command(program: &str, args: &[&str]) {
     let status = Command::new(program).args(args).status().unwrap();
     assert!(status.success(), "{program} {args:?}");
+}
+
+pub fn bind(real: &Path, place: &Path) {
+    command(
+        "mount",
+        &["--bind", real.to_str().unwrap(), place.to_str().unwrap()],
+    );
 }

@@ -13,7 +13,7 @@ const DEPTH_MAX: usize = 1 << 16;
 #[derive(Debug)]
 pub(super) struct Nodes {
     top: WatchDescriptor,
-    nodes: HashMap<WatchDescriptor, Node>,
+    by_watch: HashMap<WatchDescriptor, Node>,
     /// Moved away, and not seen elsewhere yet.
     orphans: HashSet<WatchDescriptor>,
 }
@@ -34,7 +34,7 @@ impl Nodes {
         };
         Nodes {
             top,
-            nodes: HashMap::from([(top, root)]),
+            by_watch: HashMap::from([(top, root)]),
             orphans: HashSet::new(),
         }
     }
@@ -44,7 +44,7 @@ impl Nodes {
     }
 
     pub(super) fn len(&self) -> u64 {
-        self.nodes.len() as u64
+        self.by_watch.len() as u64
     }
 
     /// Where a watched directory is below the root; `None` if it is not watched, or nobody knows where it is.
@@ -52,7 +52,7 @@ impl Nodes {
         let mut names = Vec::new();
         let mut here = watch;
         while here != self.top {
-            let (parent, name) = self.nodes.get(&here)?.parent.as_ref()?;
+            let (parent, name) = self.by_watch.get(&here)?.parent.as_ref()?;
             names.push(name);
             if names.len() > DEPTH_MAX {
                 return None;
@@ -73,12 +73,12 @@ impl Nodes {
             // Another was here before: what became of it will be told.
             self.orphan_node(other);
         }
-        let node = self.nodes.entry(watch).or_insert_with(|| Node {
+        let node = self.by_watch.entry(watch).or_insert_with(|| Node {
             parent: None,
             children: BTreeMap::new(),
         });
         node.parent = Some((parent, name.clone()));
-        if let Some(parent) = self.nodes.get_mut(&parent) {
+        if let Some(parent) = self.by_watch.get_mut(&parent) {
             parent.children.insert(name, watch);
         }
     }
@@ -97,12 +97,12 @@ impl Nodes {
         }
         self.detach(watch);
         self.orphans.remove(&watch);
-        let Some(node) = self.nodes.remove(&watch) else {
+        let Some(node) = self.by_watch.remove(&watch) else {
             return;
         };
         // A directory goes last, so there are none left, unless their end is still to be told.
         for child in node.children.into_values() {
-            if let Some(child_node) = self.nodes.get_mut(&child) {
+            if let Some(child_node) = self.by_watch.get_mut(&child) {
                 child_node.parent = None;
                 self.orphans.insert(child);
             }
@@ -114,7 +114,7 @@ impl Nodes {
         let mut taken = Vec::new();
         let mut waiting: Vec<WatchDescriptor> = self.orphans.drain().collect();
         while let Some(watch) = waiting.pop() {
-            if let Some(node) = self.nodes.remove(&watch) {
+            if let Some(node) = self.by_watch.remove(&watch) {
                 waiting.extend(node.children.into_values());
                 taken.push(watch);
             }
@@ -123,7 +123,7 @@ impl Nodes {
     }
 
     fn child(&self, parent: WatchDescriptor, name: &OsStr) -> Option<WatchDescriptor> {
-        self.nodes.get(&parent)?.children.get(name).copied()
+        self.by_watch.get(&parent)?.children.get(name).copied()
     }
 
     fn orphan_node(&mut self, watch: WatchDescriptor) {
@@ -134,11 +134,11 @@ impl Nodes {
     /// Takes it out of the directory it was in.
     fn detach(&mut self, watch: WatchDescriptor) {
         let parent = self
-            .nodes
+            .by_watch
             .get_mut(&watch)
             .and_then(|node| node.parent.take());
         if let Some((parent, name)) = parent
-            && let Some(parent) = self.nodes.get_mut(&parent)
+            && let Some(parent) = self.by_watch.get_mut(&parent)
         {
             parent.children.remove(&name);
         }

@@ -219,7 +219,7 @@ fn a_mirror_that_looks_only_where_something_changed_is_the_tree() {
         let mut dice = Dice(0x1234_5678_9abc_def1);
         let mut rounds_all = 0;
         for round in 0..300 {
-            for _ in 0..1 + dice.below(40) {
+            for _ in 0..=dice.below(40) {
                 act(&mut dice, &root, &outside);
             }
             let mut dirty = Dirty::default();
